@@ -1,0 +1,117 @@
+"""What a run shows on the terminal: how it goes while it runs, and its summary at the end."""
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from cluster import Cluster
+from prometheus_collector import PrometheusCollector
+from settings import Settings
+from slo_monitor import SloMonitor
+from task import Outcome
+
+_REFRESH_S = 0.5
+_PLAIN_REFRESH_S = 10.0
+
+
+class Progress:
+    """Shows how the run goes: a live table on a terminal, a line now and then elsewhere, nothing when quiet."""
+
+    def __init__(
+        self, console: Console, cluster: Cluster, monitor: SloMonitor, power: PrometheusCollector, settings: Settings
+    ) -> None:
+        self._console = console
+        self._cluster = cluster
+        self._monitor = monitor
+        self._power = power
+        self._settings = settings
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+
+    def __enter__(self) -> "Progress":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._closing.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        if not self._console.is_terminal:
+            while not self._closing.wait(_PLAIN_REFRESH_S):
+                self._console.print(self._headline(), highlight=False)
+            return
+        with Live(self._table(), console=self._console, auto_refresh=False, transient=True) as live:
+            while not self._closing.wait(_REFRESH_S):
+                live.update(self._table(), refresh=True)
+
+    def _headline(self) -> str:
+        count = self._monitor.count
+        compliance = self._monitor.compliance_rate()
+        outcomes = ", ".join(f"{outcome.value.replace('_', ' ')} {count(outcome)}" for outcome in Outcome if count(outcome))
+        elapsed_s = max(0.0, self._cluster.now_s())
+        return f"{elapsed_s:5.0f} of {self._settings.duration_s:.0f} s   SLO {_percent(compliance)}   {outcomes or 'no task yet'}"
+
+    def _table(self) -> Table:
+        table = Table(title=self._headline(), title_justify="left", title_style="")
+        for name in ("node", "queue", "power W"):
+            table.add_column(name, justify="left" if name == "node" else "right")
+        for node in self._cluster.nodes:
+            sample = self._power.latest.get(node.name)
+            power = f"{sample.power_w:.2f}" if sample and sample.power_w is not None else "–"
+            table.add_row(node.name if node.up else f"{node.name} (out)", str(node.queue_depth), power)
+        return table
+
+
+def print_summary(console: Console, summary: Mapping[str, Any], folder: Path) -> None:
+    """What a person wants to know first: can it be believed, how well did the policy do, where are the files."""
+    for reason in summary["invalid_reasons"]:
+        console.print(f"INVALID: {reason}", style="bold red", highlight=False, soft_wrap=True)
+    for reason in summary["energy_invalid_reasons"]:
+        console.print(f"ENERGY INVALID: {reason}", style="bold red", highlight=False, soft_wrap=True)
+    tasks, energy = summary["tasks"], summary["energy_j"]
+    by_class = _by_name(summary["slo_compliance_rate_by_class"], _percent)
+    table = Table(title=f"{summary['scheduler']} on the {summary['cluster']} cluster, seed {summary['seed']}", show_header=False)
+    rows = {
+        "valid": "yes" if summary["valid"] else "no",
+        "tasks": ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in tasks.items()),
+        "SLO compliance": f"{_percent(summary['slo_compliance_rate'])}  ({by_class})",
+        "against the fixed deadline": f"{_percent(summary['fixed_deadline_compliance_rate'])}  "
+        f"(achievable {_percent(summary['achievable_slo_rate'])})",
+        "delivered in the cell": _percent(summary["delivered_rate"]),
+        "response time": _milliseconds(summary["response_time_s"]),
+        "throughput": f"{summary['throughput_tasks_per_s'] or 0:.1f} tasks/s over {summary['window_s']:.1f} s",
+        "energy": f"{_joules(energy['total'])}, above idle {_joules(energy['above_idle'])}, "
+        f"{_joules(energy['above_idle_per_task'])} per task",
+        "busy": _by_name(summary["utilisation"], _percent),
+        "load fairness (Jain)": "–" if summary["load_fairness"] is None else f"{summary['load_fairness']:.3f}",
+        "dispatch lag": _milliseconds(summary["dispatch_lag_s"], digits=2),
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table)
+    console.print(Text(f"files: {folder}"), soft_wrap=True)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"
+
+
+def _by_name(figures: Mapping[str, float | None], text: Callable[[float | None], str]) -> str:
+    return ", ".join(f"{name} {text(value)}" for name, value in figures.items())
+
+
+def _milliseconds(figures: Mapping[str, float] | None, digits: int = 1) -> str:
+    if figures is None:
+        return "–"
+    return ", ".join(f"{name} {figures[name] * 1e3:.{digits}f}" for name in ("mean", "p50", "p95", "p99", "max")) + " ms"
+
+
+def _joules(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g} J"

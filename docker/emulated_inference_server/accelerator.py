@@ -1,0 +1,198 @@
+"""An accelerator that computes nothing but when it would be done, and answers at that instant.
+
+The service time of a request is mean * exp(sigma * z - sigma^2 / 2), sigma^2 = ln(1 + cv^2): log-normal with the mean and the
+coefficient of variation of the profile. z is a standard normal that the task owns and that the header X-Service-Noise brings,
+so that every policy meets the same one. The class in the answer is synthetic: CRC-32 of the image modulo 1000.
+"""
+
+import math
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Histogram
+
+from emulated_inference_server.node_slice import NodeSlice
+from emulated_inference_server.power import PowerCollector, PowerMeter
+from emulated_inference_server.timeline import Slot, Timeline
+from inference_server import AcceleratorGone, BaseAccelerator, InferenceResult, InvalidRequest
+
+NOISE_HEADER = "x-service-noise"
+LARGEST_NOISE = 10.0
+SPIN_S = 0.0003  # a sleep wakes up to about this much too late, so the last stretch is spun
+LATENESS_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    slot: Slot
+    top1: int
+    future: "Future[InferenceResult]"
+
+
+class EmulatedAccelerator(BaseAccelerator):
+    """The accelerator of one emulated node.
+
+    All is decided by arithmetic when a request is received; one thread then sleeps to the instant of each answer, which
+    come in the order of receipt.
+
+    Args:
+        node: what the node is like.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, node: NodeSlice, clock: Callable[[], float] = time.monotonic) -> None:
+        self.accelerator = node.accelerator
+        self.models = list(node.mean_ms)
+        self._node = node
+        self._clock = clock
+        self._sigma = math.sqrt(math.log1p(node.cv**2))
+        self._hold_s = node.request_overhead_ms / 2000
+        self._changed = threading.Condition(threading.Lock())
+        self._jobs: deque[_Job] = deque()
+        self._closing = False
+        started_s = clock()
+        self._timeline = Timeline(started_s, node.queue_capacity)
+        self._meter = PowerMeter(node.idle_w, node.busy_w, started_s)
+        self._lateness = Histogram(
+            "emulated_wake_lateness_seconds",
+            "How late the thread woke for an answer.",
+            buckets=LATENESS_BUCKETS_S,
+            registry=None,
+        )
+        self._answerer = threading.Thread(target=self._answer_all, name="answers", daemon=True)
+        self._answerer.start()
+
+    def calibrate(self, local_round_trip_ms: float) -> float:
+        """Say how much of the request overhead the local connection takes by itself.
+
+        Args:
+            local_round_trip_ms: the round trip between client and this server, in milliseconds.
+
+        Returns:
+            How long requests received from now on are held before the accelerator, and again after it, in milliseconds.
+
+        Raises:
+            ValueError: the time is negative or not finite.
+        """
+        if not math.isfinite(local_round_trip_ms) or local_round_trip_ms < 0:
+            raise ValueError(f"expected milliseconds of at least 0, got {local_round_trip_ms:g}")
+        hold_ms = max(0.0, self._node.request_overhead_ms - local_round_trip_ms) / 2
+        self._hold_s = hold_ms / 1000
+        return hold_ms
+
+    def submit(self, model: str, image: bytes, headers: Mapping[str, str]) -> "Future[InferenceResult]":
+        """Plan one inference; see `BaseAccelerator.submit`."""
+        received_s = self._clock()
+        service_s = self._service_s(model, _noise(headers))
+        top1 = zlib.crc32(image) % 1000
+        with self._changed:
+            if self._closing:
+                raise AcceleratorGone("the server is shutting down")
+            slot = self._timeline.reserve(received_s, service_s, self._hold_s)
+            job = _Job(slot, top1, Future())
+            self._jobs.append(job)
+            if len(self._jobs) == 1:
+                self._changed.notify()
+        job.future.add_done_callback(lambda future: self._withdraw(future, slot) if future.cancelled() else None)
+        return job.future
+
+    @property
+    def queue_depth(self) -> int:
+        """Requests received whose service has not begun."""
+        with self._changed:
+            return self._timeline.waiting(self._clock())
+
+    def oldest_inference_age_s(self) -> float:
+        """Seconds since the oldest inference that is not answered began; 0 if there is none."""
+        with self._changed:
+            return max(0.0, self._clock() - self._jobs[0].slot.start_s) if self._jobs else 0.0
+
+    def health_problem(self) -> str | None:
+        """Why no inference can be served now, or None."""
+        if self._closing:
+            return "the server is shutting down"
+        return None if self._answerer.is_alive() else "the thread that answers has ended"
+
+    def energy_j(self) -> float:
+        """Energy the node has used since its start, in joules, exactly."""
+        with self._changed:
+            return self._meter.energy_j(self._clock(), self._timeline)
+
+    def power_w(self) -> float:
+        """Mean power of the node over the last whole second of its clock, in watts."""
+        with self._changed:
+            return self._meter.power_w(self._clock(), self._timeline)
+
+    def register_metrics(self, registry: CollectorRegistry) -> None:
+        """Add energy, power and the lateness of answers."""
+        registry.register(self._lateness)
+        registry.register(PowerCollector(self._node.node, self.accelerator, self.energy_j, self.power_w))
+
+    def close(self) -> None:
+        """Take nothing more and answer what is planned, each at its instant."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._answerer.join()
+
+    def _service_s(self, model: str, noise: float) -> float:
+        return self._node.mean_ms[model] / 1000 * math.exp(self._sigma * noise - self._sigma**2 / 2)
+
+    def _withdraw(self, future: "Future[InferenceResult]", slot: Slot) -> None:
+        """The client went away: free its slot, if its service has not begun."""
+        with self._changed:
+            if self._timeline.withdraw(slot, self._clock()):
+                self._jobs = deque(job for job in self._jobs if job.future is not future)
+                self._changed.notify()
+
+    def _answer_all(self) -> None:
+        while (job := self._next_due()) is not None:
+            answer_s = job.slot.answer_s
+            while (now_s := self._clock()) < answer_s:
+                time.sleep(0)  # lets the event loop run
+            self._lateness.observe(now_s - answer_s)
+            if job.future.set_running_or_notify_cancel():
+                job.future.set_result(self._result(job))
+
+    def _next_due(self) -> _Job | None:
+        """Sleep until just before the next answer; None when closing and nothing is left."""
+        with self._changed:
+            while True:
+                if not self._jobs:
+                    if self._closing:
+                        return None
+                    self._changed.wait()
+                    continue
+                remaining_s = self._jobs[0].slot.answer_s - self._clock()
+                if remaining_s <= SPIN_S:
+                    return self._jobs.popleft()
+                self._changed.wait(remaining_s - SPIN_S)
+
+    def _result(self, job: _Job) -> InferenceResult:
+        slot = job.slot
+        unix_s = time.time() - self._clock()
+        return InferenceResult(
+            start_time=unix_s + slot.start_s,
+            end_time=unix_s + slot.end_s,
+            queue_time=slot.start_s - slot.ready_s,
+            inference_time=slot.service_s,
+            top1=job.top1,
+        )
+
+
+def _noise(headers: Mapping[str, str]) -> float:
+    text = headers.get(NOISE_HEADER)
+    if text is None:
+        return 0.0
+    try:
+        noise = float(text)
+    except ValueError:
+        noise = math.nan
+    if not abs(noise) <= LARGEST_NOISE:
+        raise InvalidRequest(f"X-Service-Noise: expected a number from -10 to 10, got {ascii(text[:80])}")
+    return noise

@@ -1,0 +1,68 @@
+"""Energy and power of an emulated node: idle always, and the rest of the busy power while its accelerator is busy."""
+
+import math
+from collections.abc import Callable, Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from emulated_inference_server.timeline import Timeline
+
+
+class PowerMeter:
+    """Reads energy and power from the timeline of the accelerator.
+
+    Args:
+        idle_w: power when idle, in watts.
+        busy_w: power while an inference runs, in watts.
+        started_s: when the node started, on the clock of the timeline.
+    """
+
+    def __init__(self, idle_w: float, busy_w: float, started_s: float) -> None:
+        self._idle_w = idle_w
+        self._above_idle_w = busy_w - idle_w
+        self._started_s = started_s
+
+    def energy_j(self, now_s: float, timeline: Timeline) -> float:
+        """Joules from the start to `now_s`."""
+        return self._idle_w * (now_s - self._started_s) + self._above_idle_w * timeline.busy_s(now_s)
+
+    def power_w(self, now_s: float, timeline: Timeline) -> float:
+        """Mean watts over the last whole second before `now_s`, seconds counted from the start.
+
+        Before the first second is over, the mean since the start.
+        """
+        whole_seconds = math.floor(now_s - self._started_s)
+        until_s = self._started_s + whole_seconds if whole_seconds else now_s
+        since_s = until_s - 1.0 if whole_seconds else self._started_s
+        if until_s <= since_s:
+            return self._idle_w
+        busy_fraction = (timeline.busy_s(until_s) - timeline.busy_s(since_s)) / (until_s - since_s)
+        return self._idle_w + self._above_idle_w * min(1.0, busy_fraction)
+
+
+class PowerCollector(Collector):
+    """Hands energy and power to Prometheus.
+
+    Args:
+        node: label of the node that is measured.
+        accelerator: label of the kind of its device.
+        energy_j: reads the joules used so far.
+        power_w: reads the watts over the last whole second.
+    """
+
+    def __init__(self, node: str, accelerator: str, energy_j: Callable[[], float], power_w: Callable[[], float]) -> None:
+        self._labels = [node, accelerator]
+        self._energy_j = energy_j
+        self._power_w = power_w
+
+    def collect(self) -> Iterator[Metric]:
+        """Both metrics, read now."""
+        names = ["node", "accelerator"]
+        energy = CounterMetricFamily("node_energy_joules", "Energy used since the start of the node.", labels=names)
+        energy.add_metric(self._labels, self._energy_j())
+        yield energy
+        power = GaugeMetricFamily("node_power_watts", "Mean power over the last whole second.", labels=names)
+        power.add_metric(self._labels, self._power_w())
+        yield power

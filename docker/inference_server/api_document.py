@@ -1,0 +1,126 @@
+"""What the OpenAPI document says of the inference server: request bodies and answers, as JSON schemas."""
+
+from typing import Any, Dict, List, Sequence, Union
+
+from inference_server.inference_call import BINARY_TYPE, IMAGE_BYTES, JSON_TYPE
+
+Document = Dict[str, Any]
+Responses = Dict[Union[int, str], Document]
+
+BASE64_CHARACTERS = IMAGE_BYTES * 4 // 3
+
+_ERROR: Document = {
+    "type": "object",
+    "properties": {"detail": {"type": "string"}},
+    "required": ["detail"],
+}
+
+
+def _object(**properties: Document) -> Document:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def answer(description: str, schema: Document) -> Document:
+    """One documented answer whose body is JSON."""
+    return {"description": description, "content": {JSON_TYPE: {"schema": schema}}}
+
+
+def error(description: str) -> Document:
+    """One documented error; its body is `{"detail": ...}`."""
+    return answer(description, _ERROR)
+
+
+def retry_later(description: str) -> Document:
+    """One documented error that passes: it has a `Retry-After` header."""
+    return dict(
+        error(description),
+        headers={"Retry-After": {"description": "Seconds until a new attempt.", "schema": {"type": "integer"}}},
+    )
+
+
+INFER_RESPONSES: Responses = {
+    200: answer(
+        "The image was classified.",
+        _object(
+            server={"type": "string"},
+            model={"type": "string"},
+            start_time={"type": "number", "description": "Unix seconds, informative."},
+            end_time={"type": "number", "description": "Unix seconds, informative."},
+            inference_time={"type": "number", "description": "Seconds on the accelerator."},
+            queue_time={"type": "number", "description": "Seconds waited for the accelerator."},
+            result={"type": "string", "enum": ["done"]},
+            top1={"type": "integer", "description": "Index of the most likely class."},
+        ),
+    ),
+    400: error("Malformed: which field, and what was expected."),
+    404: error("No such model here; the known ones are listed."),
+    413: error("The body is larger than 4 MiB."),
+    500: error("The inference failed; the server's log says more."),
+    503: retry_later("The queue is full or the accelerator is gone."),
+}
+
+HEALTH_RESPONSES: Responses = {
+    200: answer(
+        "Ready to serve.",
+        _object(
+            status={"type": "string", "enum": ["ok"]},
+            server={"type": "string"},
+            accelerator={"type": "string"},
+            models={"type": "array", "items": {"type": "string"}},
+            binary={"type": "boolean", "description": "POST /infer takes raw bytes too."},
+        ),
+    ),
+    503: error("Not ready, and why."),
+}
+
+LIVEZ_RESPONSES: Responses = {
+    200: answer("Alive.", _object(status={"type": "string", "enum": ["ok"]})),
+    503: error("An inference runs longer than the watchdog allows."),
+}
+
+METRICS_RESPONSES: Responses = {
+    200: {"description": "Prometheus metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+}
+
+
+def infer_request(models: Sequence[str], extra_parameters: Sequence[Document]) -> Document:
+    """The request of POST /infer in both of its forms.
+
+    Args:
+        models: the models that are served.
+        extra_parameters: further OpenAPI parameter objects, such as headers of an emulated node.
+    """
+    model: Document = {"type": "string", "enum": list(models)}
+    image: Document = {
+        "type": "string",
+        "format": "byte",
+        "minLength": BASE64_CHARACTERS,
+        "maxLength": BASE64_CHARACTERS,
+        "pattern": "^[A-Za-z0-9+/]*$",
+        "description": "Base64 of 224 x 224 x 3 uint8, row by row, RGB.",
+    }
+    parameters: List[Document] = [
+        {
+            "name": "model",
+            "in": "query",
+            "required": False,
+            "schema": model,
+            "description": f"Needed with {BINARY_TYPE}; with {JSON_TYPE} the body says it.",
+        }
+    ]
+    return {
+        "parameters": parameters + list(extra_parameters),
+        "requestBody": {
+            "required": True,
+            "content": {
+                JSON_TYPE: {"schema": _object(model=model, input=image)},
+                BINARY_TYPE: {
+                    "schema": {
+                        "type": "string",
+                        "format": "binary",
+                        "description": f"The image, exactly {IMAGE_BYTES} bytes.",
+                    }
+                },
+            },
+        },
+    }

@@ -1,0 +1,69 @@
+"""Runs an application with uvicorn: one process, quiet, graceful when told to end."""
+
+import signal
+import socket
+import sys
+from types import FrameType
+from typing import Callable, List, Optional
+
+import uvicorn
+from fastapi import FastAPI
+
+KEEP_ALIVE_S = 75  # longer than the pauses of any client that keeps its connections
+
+
+class AnnouncedServer(uvicorn.Server):
+    """A uvicorn server that says when it really accepts connections.
+
+    Args:
+        app: the application.
+        on_ready: called once, on the event loop, when connections are accepted.
+    """
+
+    def __init__(self, app: FastAPI, host: str, port: int, on_ready: Optional[Callable[[], None]] = None) -> None:
+        super().__init__(
+            uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False, timeout_keep_alive=KEEP_ALIVE_S)
+        )
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: Optional[List[socket.socket]] = None) -> None:
+        """Open the sockets, then say so."""
+        await super().startup(sockets)
+        if self.started and self._on_ready is not None:
+            self._on_ready()
+
+
+def serve(
+    app: FastAPI,
+    host: str = "0.0.0.0",
+    port: int = 8080,
+    bound_socket: Optional[socket.socket] = None,
+    on_ready: Optional[Callable[[], None]] = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; then finish the requests that run, close the accelerator and return or exit with 0.
+
+    Args:
+        app: made by `create_app`.
+        host: address to listen on.
+        port: port to listen on.
+        bound_socket: an already bound socket, instead of host and port.
+        on_ready: called once, on the event loop, when connections are accepted.
+
+    Raises:
+        SystemExit: with 0 after SIGTERM; with another status if the server could not start.
+    """
+    signal.signal(signal.SIGTERM, _exit_quietly)
+    if bound_socket is not None:  # without it a small answer may wait 40 ms for the client's delayed acknowledgement
+        bound_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    server = AnnouncedServer(app, host, port, on_ready)
+    try:
+        server.run(sockets=None if bound_socket is None else [bound_socket])
+    except KeyboardInterrupt:
+        return
+    finally:
+        app.state.accelerator.close()
+
+
+def _exit_quietly(signum: int, frame: Optional[FrameType]) -> None:
+    """Newer versions of uvicorn raise the signal again when they are done; it then ends here."""
+    sys.exit(0)

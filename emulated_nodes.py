@@ -1,0 +1,183 @@
+"""Starts and stops the local emulated inference servers: one process per node, on free loopback ports.
+
+Each server gets its slice of the performance profile on its standard input, and ends when that pipe closes: no server outlives
+the harness, however the harness ends.
+"""
+
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
+
+import urllib3
+
+from performance_profile import PerformanceProfile
+from prometheus_collector import samples_of
+from utils import PROJECT_ROOT, HarnessError, Interrupted
+
+logger = logging.getLogger(__name__)
+
+_LATENESS = "emulated_wake_lateness_seconds_bucket"
+_START_TIMEOUT_S = 60.0
+_CALIBRATION_REQUESTS = 12
+_IMAGE = bytes(224 * 224 * 3)
+_BINARY = {"Content-Type": "application/octet-stream"}
+
+
+class Lateness(NamedTuple):
+    """How late the emulated accelerators woke: sleeps by upper bound of lateness in seconds, cumulative, all nodes together."""
+
+    sleeps_up_to: dict[float, float]
+
+    def since(self, earlier: "Lateness") -> "Lateness":
+        """What was added after `earlier`."""
+        return Lateness({bound: n - earlier.sleeps_up_to.get(bound, 0.0) for bound, n in self.sleeps_up_to.items()})
+
+    def percentile_s(self, percent: float) -> float | None:
+        """Smallest bound that `percent` of the sleeps did not exceed, seconds; None without sleeps."""
+        total = max(self.sleeps_up_to.values(), default=0.0)
+        bounds = sorted(self.sleeps_up_to)
+        return next((bound for bound in bounds if total and self.sleeps_up_to[bound] >= total * percent / 100), None)
+
+
+class EmulatedNodes:
+    """Six local servers that answer with the measured latency and power of the real nodes; a context manager.
+
+    Args:
+        profile: figures of the nodes; every node of the profile gets a server.
+        stopping: asked again and again while the servers start; True gives up.
+    """
+
+    def __init__(self, profile: PerformanceProfile, stopping: Callable[[], bool] = lambda: False) -> None:
+        self._profile = profile
+        self._stopping = stopping
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._ports: dict[str, int] = {}
+        self._http = urllib3.PoolManager(timeout=5.0, retries=False)
+
+    @property
+    def workers(self) -> dict[str, str]:
+        """Address of `/infer` by node, as in WORKERS."""
+        return {node: f"http://127.0.0.1:{port}/infer" for node, port in self._ports.items()}
+
+    @property
+    def metrics_urls(self) -> dict[str, str]:
+        """Address of `/metrics` by node."""
+        return {node: f"http://127.0.0.1:{port}/metrics" for node, port in self._ports.items()}
+
+    def __enter__(self) -> Self:
+        """Start all servers, wait until they accept, and tell each how long the local connection takes by itself.
+
+        Raises:
+            HarnessError: a server did not start.
+            Interrupted: `stopping` said so.
+        """
+        try:
+            for node in self._profile.nodes:
+                self._start(node)
+            deadline_s = time.monotonic() + _START_TIMEOUT_S
+            for node, process in self._processes.items():
+                self._ports[node] = self._announced_port(node, process, deadline_s)
+            for node in self._profile.nodes:
+                self._calibrate(node)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Stop all servers; a second call does nothing."""
+        for process in self._processes.values():
+            process.terminate()
+        for process in self._processes.values():
+            try:
+                process.wait(timeout=5.0)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe:
+                    pipe.close()
+        self._processes.clear()
+
+    def lateness(self) -> Lateness:
+        """How late the accelerators woke since they were started, read from the servers' `/metrics`.
+
+        Raises:
+            HarnessError: a server does not answer.
+        """
+        sums: dict[float, float] = {}
+        for node, url in self.metrics_urls.items():
+            try:
+                text = self._http.request("GET", url).data.decode()
+            except urllib3.exceptions.HTTPError as error:
+                raise HarnessError(f"emulated node {node} does not answer: {error}") from error
+            for _, labels, value in samples_of(text, (_LATENESS,)):
+                bound = float(labels["le"])
+                sums[bound] = sums.get(bound, 0.0) + value
+        return Lateness(sums)
+
+    def _start(self, node: str) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT / "docker")}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "emulated_inference_server"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for the harness, which then stops the servers in its own order
+        )
+        self._processes[node] = process
+        if process.stdin is None:
+            raise HarnessError(f"emulated node {node} has no input")
+        process.stdin.write(json.dumps(self._profile.emulation_slice(node)).encode() + b"\n")
+        process.stdin.flush()
+
+    def _announced_port(self, node: str, process: subprocess.Popen[bytes], deadline_s: float) -> int:
+        """Port that the server says it listens on."""
+        if process.stdout is None:
+            raise HarnessError(f"emulated node {node} has no output")
+        os.set_blocking(process.stdout.fileno(), False)
+        line = b""
+        while not line.endswith(b"\n"):
+            if self._stopping():
+                raise Interrupted("stopped while the emulated nodes were starting")
+            if process.poll() is not None:
+                raise HarnessError(f"emulated node {node} ended with status {process.returncode} while it was starting")
+            if time.monotonic() > deadline_s:
+                raise HarnessError(f"emulated node {node} was not ready within {_START_TIMEOUT_S:g} s")
+            line += process.stdout.read() or b""
+            time.sleep(0.01)
+        return int(json.loads(line)["port"])
+
+    def _calibrate(self, node: str) -> None:
+        """Measure what the local connection takes of the request overhead, and let the node hold requests so much shorter."""
+        figures = self._profile.nodes[node]
+        self._tell_round_trip(node, figures.request_overhead_ms)  # nothing is left to hold while it is measured
+        service_time_s = self._profile.service_time_s(node)
+        model = min(service_time_s, key=lambda name: service_time_s[name])
+        round_trips_ms = [self._round_trip_ms(node, model) for _ in range(_CALIBRATION_REQUESTS)]
+        self._tell_round_trip(node, statistics.median(round_trips_ms))
+
+    def _round_trip_ms(self, node: str, model: str) -> float:
+        """Duration of one request beside queue and inference, milliseconds."""
+        sent_s = time.monotonic()
+        answer = self._post(node, f"{self.workers[node]}?model={model}", body=_IMAGE, headers=_BINARY)
+        elapsed_s = time.monotonic() - sent_s
+        return (elapsed_s - float(answer["queue_time"]) - float(answer["inference_time"])) * 1e3
+
+    def _tell_round_trip(self, node: str, round_trip_ms: float) -> None:
+        self._post(node, self.workers[node].replace("/infer", "/calibration"), json={"local_round_trip_ms": round_trip_ms})
+
+    def _post(self, node: str, url: str, **content: Any) -> dict[str, Any]:
+        try:
+            response = self._http.request("POST", url, **content)
+        except urllib3.exceptions.HTTPError as error:
+            raise HarnessError(f"emulated node {node} does not answer: {error}") from error
+        if response.status != 200:
+            raise HarnessError(f"emulated node {node} refused its calibration: {response.data.decode()}")
+        return dict(response.json())

@@ -1,0 +1,398 @@
+"""The wall-clock cluster: worker threads that POST each task to its node, over kept connections.
+
+Edit WORKERS to name the pods of your cluster: `kubectl get pods -o wide` shows their addresses.
+"""
+
+import functools
+import json
+import logging
+import threading
+import time
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Self
+
+from urllib3.connection import HTTPConnection
+from urllib3.exceptions import HTTPError
+from urllib3.util import Url, parse_url
+
+from cluster import Cluster, NodeState, Request
+from performance_profile import PerformanceProfile
+from scheduler import BaseScheduler
+from settings import RequestSettings, Settings
+from task import Decision, PowerSample, TaskResult
+from utils import HarnessError, Interrupted, UsageError
+
+WORKERS = {
+    "coral1": "http://<coral1_pod_ip>:8080/infer",
+    "coral2": "http://<coral2_pod_ip>:8080/infer",
+    "jetson1": "http://<jetson1_pod_ip>:8080/infer",
+    "jetson2": "http://<jetson2_pod_ip>:8080/infer",
+    "hailo1": "http://<hailo1_pod_ip>:8080/infer",
+    "hailo2": "http://<hailo2_pod_ip>:8080/infer",
+}
+
+logger = logging.getLogger(__name__)
+
+IMAGE = bytes(range(256)) * (224 * 224 * 3 // 256)
+"""The input of every request: 224·224·3 uint8. What it shows does not change how long an inference takes."""
+
+_FAULTS_UNTIL_OUT = 3
+_EARLY_S = 1.5e-3
+_LONGEST_SLEEP_S = 0.1
+_DRAIN_CHECK_S = 2e-3
+
+
+def placeholders(workers: Mapping[str, str]) -> list[str]:
+    """Names of the workers whose address is still a placeholder."""
+    return [name for name, url in workers.items() if "<" in url or ">" in url]
+
+
+def require_worker_urls(workers: Mapping[str, str]) -> dict[str, Url]:
+    """The workers' addresses, parsed.
+
+    Raises:
+        UsageError: one is no `http://host:port/path`; the text names it.
+    """
+    parsed: dict[str, Url] = {}
+    for name, text in workers.items():
+        try:
+            url = parse_url(text)
+        except HTTPError:
+            url = Url()
+        if url.scheme != "http" or not url.host or not url.path or url.path == "/":
+            raise UsageError(f"WORKERS: {name}: expected an address such as http://10.42.1.7:8080/infer, found {text!r}")
+        parsed[name] = url
+    return parsed
+
+
+class NodeUnreachable(Exception):
+    """No connection, no answer in time, or a broken one."""
+
+
+class NodeFull(Exception):
+    """The node cannot take the request now (503), or does not have the model (404); another may."""
+
+
+class NodeFault(Exception):
+    """The node answered with an error of its own, or with something that is no answer."""
+
+
+class RequestRefused(Exception):
+    """The node says that the request is wrong; no other node would say otherwise."""
+
+
+class Answer(NamedTuple):
+    """What a server says of an inference: durations in seconds, on its own clock."""
+
+    queue_time_s: float
+    inference_time_s: float
+
+
+class Health(NamedTuple):
+    """What `/health` says of a node that is ready."""
+
+    models: frozenset[str]
+    binary: bool
+
+
+class NodeClient:
+    """One kept connection to one node; used by one thread.
+
+    Args:
+        url: address of `/infer`; `/health` is beside it.
+        timeouts: connect and request timeouts.
+    """
+
+    def __init__(self, url: Url, timeouts: RequestSettings) -> None:
+        self._path = url.path or "/infer"
+        self._health_path = self._path.rsplit("/", 1)[0] + "/health"
+        self._connection = HTTPConnection(url.host or "", url.port or 80, timeout=timeouts.connect_timeout_s)
+        self._read_timeout_s = timeouts.request_timeout_s
+        self._health_timeout_s = timeouts.connect_timeout_s
+
+    def connect(self) -> None:
+        """Open the connection, unless it is open and the server has not closed it meanwhile.
+
+        Raises:
+            NodeUnreachable: it cannot be opened.
+        """
+        if self._connection.is_connected:
+            return
+        self.close()
+        try:
+            self._connection.connect()
+        except (HTTPError, OSError) as error:
+            raise NodeUnreachable(_cause(error)) from error
+
+    def infer(self, model: str, service_noise: float, binary: bool) -> Answer:
+        """Send one image and wait for the answer; the connection must be open.
+
+        Raises:
+            NodeUnreachable: the connection broke or timed out.
+            NodeFull: 503 or 404.
+            NodeFault: another status from 500 on, or an answer that is not as agreed.
+            RequestRefused: another status from 400 on.
+        """
+        if binary:
+            path, body, content_type = f"{self._path}?model={model}", IMAGE, "application/octet-stream"
+        else:
+            path, body, content_type = self._path, _json_body(model), "application/json"
+        headers = {"Content-Type": content_type, "X-Service-Noise": repr(service_noise)}
+        status, content = self._exchange("POST", path, self._read_timeout_s, body, headers)
+        if status == 200:
+            try:
+                answer = json.loads(content)
+                return Answer(float(answer["queue_time"]), float(answer["inference_time"]))
+            except (ValueError, KeyError, TypeError) as error:
+                raise NodeFault(f"answer is not as agreed: {content[:80]!r}") from error
+        text = f"HTTP {status}: {content[:200].decode(errors='replace')}"
+        if status in (404, 503):
+            raise NodeFull(text)
+        if status >= 500:
+            raise NodeFault(text)
+        raise RequestRefused(text)
+
+    def health(self) -> Health:
+        """Ask `/health`.
+
+        Raises:
+            NodeUnreachable: no answer, another status than 200, or an answer that is not as agreed.
+        """
+        self.connect()
+        status, content = self._exchange("GET", self._health_path, self._health_timeout_s)
+        try:
+            if status != 200:
+                raise NodeUnreachable(f"/health says {status}: {content[:200].decode(errors='replace')}")
+            answer = json.loads(content)
+            return Health(frozenset(map(str, answer["models"])), bool(answer.get("binary", False)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise NodeUnreachable(f"/health is not as agreed: {content[:80]!r}") from error
+
+    def close(self) -> None:
+        """Close the connection; it opens again when it is needed."""
+        self._connection.close()
+
+    def _exchange(
+        self, method: str, path: str, timeout_s: float, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, bytes]:
+        try:
+            if self._connection.sock is not None:
+                self._connection.sock.settimeout(timeout_s)
+            self._connection.request(method, path, body=body, headers=headers)
+            response = self._connection.getresponse()
+            return response.status, response.data
+        except TimeoutError as error:
+            self.close()
+            raise NodeUnreachable(f"no answer within {timeout_s:g} s") from error
+        except (HTTPError, OSError) as error:
+            self.close()
+            raise NodeUnreachable(_cause(error)) from error
+
+
+@functools.cache
+def _json_body(model: str) -> bytes:
+    return json.dumps({"model": model, "input": b64encode(IMAGE).decode()}).encode()
+
+
+def _cause(error: BaseException) -> str:
+    """The reason at the bottom of an error, in a few words."""
+    reason = error.__cause__ or error.__context__ or error
+    if isinstance(reason, OSError) and reason.strerror:
+        return reason.strerror.lower()
+    return str(reason) or type(reason).__name__
+
+
+class HttpCluster(Cluster):
+    """Nodes behind HTTP, on the wall clock; see `Cluster` for the arguments not named here.
+
+    Args:
+        workers: address of each node's `/infer`.
+    """
+
+    def __init__(
+        self,
+        workers: Mapping[str, str],
+        profile: PerformanceProfile,
+        settings: Settings,
+        scheduler: BaseScheduler,
+        power: Mapping[str, PowerSample],
+        on_end: Callable[[TaskResult], None],
+        on_decision: Callable[[Decision], None] | None = None,
+    ) -> None:
+        urls = require_worker_urls(workers)
+        unknown = [name for name in workers if name not in profile.nodes]
+        if unknown:
+            raise UsageError(f"WORKERS: {unknown[0]} is not in the performance profile, which knows {', '.join(profile.nodes)}")
+        lock = threading.RLock()
+        super().__init__(profile, list(workers), settings, scheduler, power, on_end, on_decision, lock)
+        self.unreachable_at_start: dict[str, str] = {}
+        self._lock = lock
+        self._work = {name: threading.Condition(lock) for name in workers}
+        self._binary = dict.fromkeys(workers, False)
+        self._faults_in_a_row = dict.fromkeys(workers, 0)
+        self._down_since: dict[str, float] = {}
+        self._down: list[tuple[str, float, float]] = []
+        self._closing = threading.Event()
+        self._first_checks = threading.Semaphore(0)
+        self._start_s = time.monotonic()
+        self._threads: list[threading.Thread] = []
+        for node in self.nodes:
+            url = urls[node.name]
+            self._add_thread(f"{node.name}-health", self._watch, node, NodeClient(url, settings.requests))
+            for connection in range(settings.requests.connections_per_node):
+                self._add_thread(f"{node.name}-{connection}", self._serve, node, NodeClient(url, settings.requests))
+
+    def _add_thread(
+        self, name: str, target: Callable[[NodeState, NodeClient], None], node: NodeState, client: NodeClient
+    ) -> None:
+        self._threads.append(threading.Thread(target=target, args=(node, client), name=name, daemon=True))
+
+    def clock(self) -> float:
+        """The master's monotonic clock, seconds."""
+        return time.monotonic()
+
+    def now_s(self) -> float:
+        """Seconds since the start of the load."""
+        return time.monotonic() - self._start_s
+
+    def __enter__(self) -> Self:
+        """Start the threads and wait until every node's `/health` has been asked once.
+
+        Raises:
+            HarnessError: no node is up.
+            Interrupted: the run was stopped meanwhile.
+        """
+        for thread in self._threads:
+            thread.start()
+        for _ in self.nodes:
+            while not self._first_checks.acquire(timeout=_LONGEST_SLEEP_S):
+                if self.stopping:
+                    self.__exit__()
+                    raise Interrupted("stopped while the nodes were asked for their health")
+        if not any(node.up for node in self.nodes):
+            self.__exit__()
+            raise HarnessError("no node is up: " + "; ".join(f"{name}: {why}" for name, why in self.unreachable_at_start.items()))
+        return self
+
+    def start_load(self) -> None:
+        """Set the load's clock to zero."""
+        with self._lock:
+            self._start_s = time.monotonic()
+            self._down_since = {node.name: 0.0 for node in self.nodes if not node.up}
+
+    def __exit__(self, *exc: object) -> None:
+        """Stop the threads and wait for them; one that hangs in a request is left to its timeout once the run was stopped."""
+        with self._lock:
+            self._closing.set()
+            for work in self._work.values():
+                work.notify_all()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(timeout=_LONGEST_SLEEP_S if self.stopping else None)
+
+    def advance_to(self, time_s: float) -> bool:
+        """Sleep until shortly before `time_s` and spin the rest, giving way to the other threads."""
+        while not self._stop:
+            left_s = time_s - self.now_s()
+            if left_s <= 0:
+                return True
+            time.sleep(min(left_s - _EARLY_S, _LONGEST_SLEEP_S) if left_s > _EARLY_S else 0)
+        return False
+
+    def drain(self) -> None:
+        """Wait for the open tasks, at most `drain_timeout_s`, then end what is left."""
+        give_up_s = self.now_s() + self._settings.requests.drain_timeout_s
+        while self._open and not self._stop and self.now_s() < give_up_s:
+            time.sleep(_DRAIN_CHECK_S)
+        with self._lock:
+            self._end_all_open()
+
+    def down_periods(self) -> list[tuple[str, float, float]]:
+        """Each time a node was out during the load: its name, from and until when, seconds since the start of the load."""
+        with self._lock:
+            return self._down + [(name, since_s, self.now_s()) for name, since_s in self._down_since.items()]
+
+    def _work_arrived(self, node: NodeState) -> None:
+        self._work[node.name].notify()
+
+    def _serve(self, node: NodeState, client: NodeClient) -> None:
+        """Life of one worker thread: send what waits for `node`, one request at a time."""
+        try:
+            client.connect()
+        except NodeUnreachable as error:
+            logger.debug("%s: %s", node.name, error)
+        while (request := self._next(node)) is not None:
+            self._attempt(node, client, request)
+        client.close()
+
+    def _next(self, node: NodeState) -> Request | None:
+        with self._lock:
+            while not self._closing.is_set():
+                if node.has_waiting:
+                    request = node.take(self.now_s())
+                    if request in self._open:
+                        return request
+                    node.gave_up(request)
+                else:
+                    self._work[node.name].wait()
+            return None
+
+    def _attempt(self, node: NodeState, client: NodeClient, request: Request) -> None:
+        """Send one request and see how it ends."""
+        try:
+            client.connect()
+            request.start_time_s = self.now_s()
+            answer = client.infer(request.task.model_name, request.service_noise, self._binary[node.name])
+            completion_s = self.now_s()
+        except (NodeUnreachable, NodeFault, NodeFull, RequestRefused) as error:
+            with self._lock:
+                self._failed(node, request, error)
+            return
+        with self._lock:
+            self._faults_in_a_row[node.name] = 0
+            self._answered(node, request, completion_s, answer.queue_time_s, answer.inference_time_s)
+
+    def _failed(self, node: NodeState, request: Request, error: Exception) -> None:
+        if isinstance(error, NodeFault):
+            self._faults_in_a_row[node.name] += 1
+        faulty = self._faults_in_a_row[node.name] >= _FAULTS_UNTIL_OUT
+        self._attempt_failed(node, request, f"{node.name}: {error}", retry=not isinstance(error, RequestRefused))
+        if isinstance(error, NodeUnreachable) or faulty:
+            self._take_out(node, str(error))
+
+    def _take_out(self, node: NodeState, reason: str) -> None:
+        if node.up:
+            logger.warning("%s is out: %s", node.name, reason)
+            self._down_since[node.name] = self.now_s()
+        super()._take_out(node, reason)
+
+    def _bring_in(self, node: NodeState, health: Health) -> None:
+        node.view.models = health.models
+        self._binary[node.name] = health.binary
+        if not node.up:
+            node.up = True
+            self._faults_in_a_row[node.name] = 0
+            since_s = self._down_since.pop(node.name, None)
+            if since_s is not None:
+                self._down.append((node.name, since_s, self.now_s()))
+                logger.warning("%s is back", node.name)
+
+    def _watch(self, node: NodeState, client: NodeClient) -> None:
+        """Life of a health thread: ask `/health` at every interval, and believe it."""
+        first = True
+        while not self._closing.is_set():
+            try:
+                health = client.health()
+                with self._lock:
+                    self._bring_in(node, health)
+            except NodeUnreachable as error:
+                with self._lock:
+                    if first:
+                        self.unreachable_at_start[node.name] = str(error)
+                    self._take_out(node, str(error))
+            if first:
+                self._first_checks.release()
+                first = False
+            self._closing.wait(self._settings.requests.health_interval_s)
+        client.close()

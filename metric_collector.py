@@ -1,0 +1,460 @@
+"""The result files of a run and its summary: what every figure is taken over is said at the function that makes it."""
+
+import math
+import sys
+from array import array
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from platform import machine, python_version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobility.mobility_manager import Mobility
+from performance_profile import PerformanceProfile
+from settings import Settings
+from task import DISPATCHED, Decision, NodeEnergy, Outcome, TaskResult
+from utils import git_commit
+
+RESULT_COLUMNS = (
+    "task_id",
+    "device_id",
+    "device_type",
+    "device_speed_mps",
+    "device_x_m",
+    "device_y_m",
+    "model_name",
+    "slo_class",
+    "arrival_time_s",
+    "base_deadline_s",
+    "adapted_deadline_s",
+    "assigned_node",
+    "attempts",
+    "dispatch_time_s",
+    "start_time_s",
+    "completion_time_s",
+    "dispatch_lag_s",
+    "waiting_time_s",
+    "server_queue_time_s",
+    "inference_time_s",
+    "response_time_s",
+    "outcome",
+    "met_fixed_deadline",
+    "met_base_deadline",
+    "delivered",
+    "error",
+)
+
+DEVICE_COLUMNS = (
+    "device_id",
+    "device_type",
+    "speed_mps",
+    "final_x_m",
+    "final_y_m",
+    "in_coverage",
+    "tasks_generated",
+    "tasks_skipped",
+)
+
+LAG_P99_LIMIT_S = 5e-3
+LAG_MAX_LIMIT_S = 50e-3
+WAKE_P99_LIMIT_S = 5e-3
+DOWN_LIMIT_S = 5.0
+UNCOVERED_LIMIT = 0.05
+
+Floats = NDArray[np.float64]
+Row = Sequence[object]
+
+_OUTCOMES = tuple(Outcome)
+_FIGURES = (
+    "slo_class",
+    "model",
+    "node",
+    "outcome",
+    "arrival_time_s",
+    "fixed_deadline_s",
+    "service_noise",
+    "dispatch_lag_s",
+    "waiting_time_s",
+    "response_time_s",
+    "inference_time_s",
+    "met_fixed_deadline",
+    "met_base_deadline",
+    "delivered",
+)
+"""Columns kept in memory for the summary; texts by their position in a tuple of names, NaN for what a task has not."""
+
+
+def decision_columns(node_names: Sequence[str]) -> tuple[str, ...]:
+    """Header of the decisions file."""
+    seen = [
+        f"{figure}_{node}" for node in node_names for figure in ("queue_depth", "power_w", "predicted_completion_s", "closeness")
+    ]
+    return ("task_id", "attempt", "decision_time_s", "scheduler", "selected_node", *seen, "decision_duration_s")
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the summary says of a run beside its tasks; times in seconds, energy in joules.
+
+    Attributes:
+        cluster: workers, emulated or simulated.
+        scheduler: the policy's name as given.
+        window_s: from the start of the load to the end of the drain.
+        energy: energy of each node over that window; None as a whole when there was no meter at all.
+        down_periods: node, from, until.
+        unreachable_at_start: why, by node.
+        wake_late_p99_s: how late the emulated accelerators woke; None elsewhere.
+    """
+
+    experiment_id: str
+    started_at: str
+    finished_at: str
+    interrupted: bool
+    cluster: str
+    scheduler: str
+    settings: Settings
+    scenario_sha256: str
+    window_s: float
+    energy: Mapping[str, NodeEnergy]
+    down_periods: Sequence[tuple[str, float, float]] = ()
+    unreachable_at_start: Mapping[str, str] | None = None
+    wake_late_p99_s: float | None = None
+
+
+class MetricCollector:
+    """Takes in every result and decision, writes their rows, and draws up the summary at the end.
+
+    Args:
+        settings: the experiment.
+        profile: figures of the nodes.
+        node_names: the nodes of the cluster.
+        mobility: where devices are, to tell whether an answer was delivered.
+        write_result: takes one row of RESULT_COLUMNS.
+        write_decision: takes one row of `decision_columns()`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        profile: PerformanceProfile,
+        node_names: Sequence[str],
+        mobility: Mobility,
+        write_result: Callable[[Row], None] | None = None,
+        write_decision: Callable[[Row], None] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._profile = profile
+        self._node_names = tuple(node_names)
+        self._mobility = mobility
+        self._write_result = write_result
+        self._write_decision = write_decision
+        self._codes: dict[str | None, float] = {None: math.nan}
+        for names in (settings.slo_classes, settings.models, self._node_names, _OUTCOMES):
+            self._codes.update({name: float(code) for code, name in enumerate(names)})
+        self._figures = array("d")
+        self._decision_duration_s = array("d")
+        self._generated: Counter[int] = Counter()
+        self._skipped: Counter[int] = Counter()
+
+    def record(self, result: TaskResult) -> None:
+        """Take in a task that has ended."""
+        task, device = result.task, result.device
+        self._generated[task.device_id] += 1
+        if result.outcome is Outcome.SKIPPED:
+            self._skipped[task.device_id] += 1
+        response_s, waiting_s, lag_s = result.response_time_s, result.waiting_time_s, result.dispatch_lag_s
+        met_fixed, met_base = result.met(task.fixed_deadline_s), result.met(task.base_deadline_s)
+        delivered = self._delivered(result)
+        code = self._codes
+        self._figures.extend(
+            [
+                code[task.slo_class],
+                code[task.model_name],
+                code[result.assigned_node],
+                code[result.outcome],
+                task.arrival_time_s,
+                task.fixed_deadline_s,
+                result.service_noise,
+                *[math.nan if value is None else value for value in (lag_s, waiting_s, response_s, result.inference_time_s)],
+                *[math.nan if value is None else value for value in (met_fixed, met_base, delivered)],
+            ]
+        )
+        if self._write_result:
+            self._write_result(
+                (
+                    task.task_id,
+                    task.device_id,
+                    task.device_type,
+                    device.speed_mps,
+                    device.x_m,
+                    device.y_m,
+                    task.model_name,
+                    task.slo_class,
+                    task.arrival_time_s,
+                    task.base_deadline_s,
+                    task.adapted_deadline_s if result.attempts or result.outcome in DISPATCHED else None,
+                    result.assigned_node,
+                    result.attempts,
+                    result.dispatch_time_s,
+                    result.start_time_s,
+                    result.completion_time_s,
+                    lag_s,
+                    waiting_s,
+                    result.server_queue_time_s,
+                    result.inference_time_s,
+                    response_s,
+                    result.outcome,
+                    met_fixed,
+                    met_base,
+                    delivered,
+                    result.error,
+                )
+            )
+
+    def decided(self, decision: Decision) -> None:
+        """Take in a decision of the scheduler."""
+        if decision.duration_s is not None:
+            self._decision_duration_s.append(decision.duration_s)
+        if self._write_decision:
+            row: list[object] = [
+                decision.task_id,
+                decision.attempt,
+                decision.decision_time_s,
+                self._settings.scheduler,
+                decision.selected_node,
+            ]
+            for node in self._node_names:
+                row.extend(decision.nodes.get(node, (None, None, None, None)))
+            row.append(decision.duration_s)
+            self._write_decision(row)
+
+    def device_rows(self, device_ids: Sequence[int], time_s: float) -> list[Row]:
+        """Rows of DEVICE_COLUMNS, the devices as they are at `time_s`."""
+        rows: list[Row] = []
+        for device_id in device_ids:
+            device = self._mobility.device(device_id, time_s)
+            counts = (self._generated[device_id], self._skipped[device_id])
+            rows.append((device_id, device.device_type, device.speed_mps, device.x_m, device.y_m, device.in_coverage, *counts))
+        return rows
+
+    def summarise(self, facts: RunFacts) -> dict[str, Any]:
+        """The summary of the run, ready to be written as JSON; its keys are explained in the README."""
+        figures = _Figures(np.array(self._figures).reshape(-1, len(_FIGURES)))
+        dispatched = figures.of(*DISPATCHED)
+        completed = figures.of(Outcome.ON_TIME, Outcome.LATE)
+        on_time = figures.of(Outcome.ON_TIME)
+        lag_s = percentiles(figures["dispatch_lag_s"])
+        reasons = invalid_reasons(facts, lag_s)
+        energy_reasons = energy_invalid_reasons(facts.energy)
+        busy_s = {
+            node: float(completed["inference_time_s"][completed["node"] == self._codes[node]].sum()) for node in self._node_names
+        }
+        utilisation = {node: busy_s[node] / facts.window_s if facts.window_s > 0 else 0.0 for node in self._node_names}
+        by_class = {
+            name: (dispatched.having("slo_class", self._codes[name]), on_time.having("slo_class", self._codes[name]))
+            for name in self._settings.slo_classes
+        }
+        skipped = len(figures.of(Outcome.SKIPPED))
+        return {
+            "experiment_id": facts.experiment_id,
+            "started_at": facts.started_at,
+            "finished_at": facts.finished_at,
+            "interrupted": facts.interrupted,
+            "valid": not reasons,
+            "invalid_reasons": reasons,
+            "energy_valid": not energy_reasons,
+            "energy_invalid_reasons": energy_reasons,
+            "cluster": facts.cluster,
+            "scheduler": facts.scheduler,
+            "seed": self._settings.seed,
+            "settings": self._settings.model_dump(mode="json"),
+            "scenario_sha256": facts.scenario_sha256,
+            "git_commit": git_commit(),
+            "tasks": {"generated": len(figures), **{outcome.value: len(figures.of(outcome)) for outcome in Outcome}},
+            "slo_compliance_rate": _ratio(len(on_time), len(dispatched)),
+            "slo_compliance_rate_by_class": {name: _ratio(len(good), len(all_)) for name, (all_, good) in by_class.items()},
+            "slo_violations_by_class": {name: len(all_) - len(good) for name, (all_, good) in by_class.items()},
+            "fixed_deadline_compliance_rate": _mean(dispatched["met_fixed_deadline"]),
+            "base_deadline_compliance_rate": _mean(dispatched["met_base_deadline"]),
+            "achievable_slo_rate": self._achievable_rate(dispatched, estimate=facts.cluster == "workers"),
+            "achievable_slo_rate_is_estimate": facts.cluster == "workers",
+            "delivered_rate": _mean(dispatched["delivered"]),
+            "response_time_s": percentiles(completed["response_time_s"]),
+            "waiting_time_s": percentiles(completed["waiting_time_s"]),
+            "inference_time_s": percentiles(completed["inference_time_s"]),
+            "throughput_tasks_per_s": _ratio(len(completed), facts.window_s),
+            "window_s": facts.window_s,
+            "energy_j": energy_summary(facts.energy, len(dispatched), len(on_time)),
+            "load_fairness": jain_index(list(utilisation.values())),
+            "utilisation": utilisation,
+            "coverage_skip_rate": _ratio(skipped, len(figures)),
+            "dispatch_lag_s": lag_s,
+            "decision_duration_s": percentiles(np.array(self._decision_duration_s)),
+            "emulated_wake_late_p99_s": facts.wake_late_p99_s,
+            "by_minute": self._by_minute(figures),
+            "versions": versions(),
+        }
+
+    def _delivered(self, result: TaskResult) -> bool | None:
+        """Whether the device was still in the cell when its answer came; None for a task that was not dispatched to its end."""
+        if result.completion_time_s is None:
+            return False if result.outcome in DISPATCHED else None
+        return self._mobility.device(result.task.device_id, result.completion_time_s).in_coverage
+
+    def _achievable_rate(self, dispatched: "_Figures", estimate: bool) -> float | None:
+        """Share of the tasks whose fixed deadline the best idle node could meet.
+
+        Each task takes its own service noise, or, for an `estimate`, the profile's mean.
+        """
+        achievable = 0
+        for model in self._settings.models:
+            tasks = dispatched.having("model", self._codes[model])
+            best_s = np.full(len(tasks), np.inf)
+            for node in self._node_names:
+                mean_s = self._profile.service_time_s(node).get(model)
+                if mean_s is not None:
+                    sigma = self._profile.sigma(node)
+                    noise = 1.0 if estimate else np.exp(sigma * tasks["service_noise"] - sigma**2 / 2)
+                    best_s = np.minimum(best_s, self._profile.overhead_s(node) + mean_s * noise)
+            achievable += int((best_s <= tasks["fixed_deadline_s"]).sum())
+        return _ratio(achievable, len(dispatched))
+
+    def _by_minute(self, figures: "_Figures") -> list[dict[str, Any]]:
+        """Figures of the tasks that arrived in each minute; the in-cell share is that of the devices."""
+        minute = np.floor(figures["arrival_time_s"] / 60)
+        rows = []
+        for number in range(int(minute.max()) + 1 if len(figures) else 0):
+            tasks = figures.where(minute == number)
+            dispatched = tasks.of(*DISPATCHED)
+            end_s = min((number + 1) * 60.0, self._settings.duration_s)
+            lag = percentiles(tasks["dispatch_lag_s"])
+            rows.append(
+                {
+                    "minute": number,
+                    "dispatched": len(dispatched),
+                    "slo_compliance_rate": _ratio(len(tasks.of(Outcome.ON_TIME)), len(dispatched)),
+                    "in_cell_share": self._mobility.in_cell_share(number * 60.0, end_s),
+                    "dispatch_lag_p99_s": lag["p99"] if lag else None,
+                }
+            )
+        return rows
+
+
+class _Figures:
+    """Rows of _FIGURES, one per task."""
+
+    def __init__(self, rows: Floats) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, name: str) -> Floats:
+        """One column; NaN where a task has no such figure."""
+        return self._rows[:, _FIGURES.index(name)]
+
+    def where(self, chosen: NDArray[np.bool_]) -> "_Figures":
+        return _Figures(self._rows[chosen])
+
+    def having(self, name: str, code: float) -> "_Figures":
+        return self.where(self[name] == code)
+
+    def of(self, *outcomes: Outcome) -> "_Figures":
+        return self.where(np.isin(self["outcome"], [_OUTCOMES.index(outcome) for outcome in outcomes]))
+
+
+def percentiles(values: Floats) -> dict[str, float] | None:
+    """Mean, percentiles (inverted_cdf: each is a value that occurred) and maximum, NaN left out; None where nothing is left."""
+    present = values[~np.isnan(values)]
+    if len(present) == 0:
+        return None
+    names = {"p50": 50, "p90": 90, "p95": 95, "p99": 99, "p999": 99.9}
+    at = np.percentile(present, list(names.values()), method="inverted_cdf").tolist()
+    return {"mean": float(present.mean()), **dict(zip(names, at, strict=True)), "max": float(present.max())}
+
+
+def jain_index(shares: Sequence[float]) -> float | None:
+    """Jain's fairness index (Σu)²/(n Σu²), from 1/n to 1; None when all are 0.
+
+    Source: Jain, Chiu and Hawe, DEC Research Report TR-301, 1984.
+    """
+    squares = sum(share * share for share in shares)
+    return sum(shares) ** 2 / (len(shares) * squares) if squares > 0 else None
+
+
+def energy_summary(energy: Mapping[str, NodeEnergy], dispatched: int, on_time: int) -> dict[str, Any]:
+    """Joules of the cluster over the window; a figure that needs a node without a meter is None."""
+    total = _sum_or_none([node.total_j for node in energy.values()])
+    above_idle = _sum_or_none([node.above_idle_j for node in energy.values()])
+    return {
+        "total": total,
+        "above_idle": above_idle,
+        "above_idle_per_task": None if above_idle is None else _ratio(above_idle, dispatched),
+        "above_idle_per_on_time_task": None if above_idle is None else _ratio(above_idle, on_time),
+        "by_node": {name: node.total_j for name, node in energy.items()},
+    }
+
+
+def invalid_reasons(facts: RunFacts, lag_s: Mapping[str, float] | None) -> list[str]:
+    """Why the run must not be believed, in the words of the summary; empty for a valid one."""
+    reasons = []
+    if facts.interrupted:
+        reasons.append("the run was interrupted")
+    if lag_s and lag_s["p99"] > LAG_P99_LIMIT_S:
+        reasons.append(
+            f"dispatch lag p99 {lag_s['p99'] * 1e3:.2f} ms exceeds {LAG_P99_LIMIT_S * 1e3:g} ms: the master was too busy"
+        )
+    if lag_s and lag_s["max"] > LAG_MAX_LIMIT_S:
+        reasons.append(
+            f"dispatch lag max {lag_s['max'] * 1e3:.1f} ms exceeds {LAG_MAX_LIMIT_S * 1e3:g} ms: the master was too busy"
+        )
+    if facts.wake_late_p99_s is not None and facts.wake_late_p99_s > WAKE_P99_LIMIT_S:
+        late_ms, limit_ms = facts.wake_late_p99_s * 1e3, WAKE_P99_LIMIT_S * 1e3
+        reasons.append(
+            f"emulated accelerators woke {late_ms:.1f} ms late at p99, more than {limit_ms:g} ms: this machine was too busy"
+        )
+    for name, why in (facts.unreachable_at_start or {}).items():
+        reasons.append(f"{name} could not be reached at start: {why}")
+    for name, since_s, until_s in facts.down_periods:
+        if until_s - since_s > DOWN_LIMIT_S:
+            reasons.append(f"{name} was down for {until_s - since_s:.1f} s from {since_s:.1f} s on")
+    return reasons
+
+
+def energy_invalid_reasons(energy: Mapping[str, NodeEnergy]) -> list[str]:
+    """Why the energy figures must not be believed; empty for valid ones."""
+    reasons = []
+    for name, node in energy.items():
+        if node.total_j is None:
+            reasons.append(f"{name} has no power data")
+        elif node.uncovered > UNCOVERED_LIMIT:
+            reasons.append(f"{name}: {node.uncovered:.0%} of the window is further than two polls from a power sample")
+    return reasons
+
+
+def versions() -> dict[str, str]:
+    """What the run was made with."""
+    packages = ("numpy", "pydantic", "urllib3", "fastapi", "uvicorn", "prometheus-api-client", "prometheus-client")
+    return {
+        "python": python_version(),
+        "platform": sys.platform,
+        "machine": machine(),
+        **{package: version(package) for package in packages},
+    }
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _mean(values: Floats) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def _sum_or_none(values: Sequence[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return sum(present) if present and len(present) == len(values) else None

@@ -1,0 +1,1 @@
+"""Where the devices are: movement, radio cell, time to exit."""

@@ -1,0 +1,199 @@
+"""Typed settings of an experiment: config/experiment.yaml holds every default, a user's file changes some of them."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from utils import PROJECT_ROOT, Flag, NonNegative, Positive, Share, StrictModel, UsageError, read_yaml, validated
+
+DEFAULT_CONFIG = PROJECT_ROOT / "config" / "experiment.yaml"
+
+Seed = Annotated[int, Field(ge=0, lt=2**64, strict=True)]
+Factor = Annotated[float, Field(ge=1, allow_inf_nan=False, strict=True)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+
+
+def _require_range(name: str, low_high: tuple[float, float]) -> None:
+    if low_high[0] > low_high[1]:
+        raise ValueError(f"{name} must be [low, high], found {list(low_high)}")
+
+
+def _require_shares_add_up(name: str, shares: Iterable[float]) -> None:
+    total = sum(shares)
+    if abs(total - 1) > 1e-9:
+        raise ValueError(f"the shares of {name} must add up to 1, found {total:g}")
+
+
+class DeviceType(StrictModel):
+    """One kind of device: share of all devices, speed range, chance of a new heading per second, Poisson task rate."""
+
+    share: Share
+    speed_mps: tuple[NonNegative, NonNegative]
+    turn_probability: Share
+    tasks_per_s: NonNegative
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        _require_range("speed_mps", self.speed_mps)
+        return self
+
+
+class DeviceSettings(StrictModel):
+    """The population of devices, the square area they move in and the radio cell at its centre."""
+
+    count: Count
+    placement: Literal["cell", "area"]
+    area_side_m: Positive
+    cell_radius_m: Positive
+    types: dict[str, DeviceType] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _require_shares_add_up("devices.types", (kind.share for kind in self.types.values()))
+        if self.cell_radius_m > self.area_side_m / 2:
+            raise ValueError(f"cell_radius_m {self.cell_radius_m:g} must not exceed half of area_side_m {self.area_side_m:g}")
+        return self
+
+
+class SloClass(StrictModel):
+    """One deadline class: share of the tasks, range of the base deadline, how far adaptation may stretch it."""
+
+    share: Share
+    base_deadline_s: tuple[Positive, Positive]
+    extension_factor: Factor
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        _require_range("base_deadline_s", self.base_deadline_s)
+        return self
+
+
+class RequestSettings(StrictModel):
+    """How the master talks to the nodes; times in seconds."""
+
+    connections_per_node: Annotated[int, Field(ge=1, le=64, strict=True)]
+    max_attempts: Count
+    connect_timeout_s: Positive
+    request_timeout_s: Positive
+    drain_timeout_s: NonNegative
+    health_interval_s: Positive
+
+
+class PowerSettings(StrictModel):
+    """How power is measured; times in seconds."""
+
+    poll_interval_s: Positive
+    max_age_s: Positive
+    idle_baseline_s: NonNegative
+    host_metrics: Flag
+
+
+class TopsisWeights(StrictModel):
+    """Weights of the four criteria; only their ratios matter."""
+
+    slack: NonNegative
+    performance: NonNegative
+    power: NonNegative
+    load: NonNegative
+
+    @model_validator(mode="after")
+    def _not_all_zero(self) -> Self:
+        if sum(self.as_tuple()) == 0:
+            raise ValueError("at least one weight must be above 0")
+        return self
+
+    def as_tuple(self) -> tuple[float, float, float, float]:
+        """The weights in the order of the decision matrix's columns."""
+        return (self.slack, self.performance, self.power, self.load)
+
+
+class TopsisSettings(StrictModel):
+    """Settings of the `topsis` policy."""
+
+    weights: TopsisWeights
+
+
+class PowerAwareTopsisSettings(StrictModel):
+    """Settings of the `power_aware_topsis` policy."""
+
+    weights_calm: TopsisWeights
+    weights_busy: TopsisWeights
+    busy_window_s: Positive
+    power_budget_w: Positive | None
+
+
+class Settings(StrictModel):
+    """All settings of one experiment; config/experiment.yaml explains each key."""
+
+    seed: Seed
+    duration_s: Positive
+    scheduler: str
+    queue_discipline: Literal["fifo", "edf"]
+    performance_profile: Path
+    devices: DeviceSettings
+    load: Positive
+    models: list[str] = Field(min_length=1)
+    slo_classes: dict[str, SloClass] = Field(min_length=1)
+    deadline_adaptation: Flag
+    exit_safety: Annotated[float, Field(gt=0, le=1, strict=True)]
+    safety_margin: NonNegative
+    requests: RequestSettings
+    power: PowerSettings
+    topsis: TopsisSettings
+    power_aware_topsis: PowerAwareTopsisSettings
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _require_shares_add_up("slo_classes", (slo.share for slo in self.slo_classes.values()))
+        if len(set(self.models)) != len(self.models):
+            raise ValueError(f"models holds a name twice: {self.models}")
+        return self
+
+    def replace(self, **changes: Any) -> "Settings":
+        """These settings with some top-level keys changed, checked again.
+
+        Raises:
+            UsageError: a value is refused.
+        """
+        return validated(Settings, {**self.model_dump(), **changes}, "options", {})
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """The default settings, changed by the keys that the file at `path` holds.
+
+    Mappings are merged key by key; lists and values are replaced. A relative `performance_profile` is looked up beside the
+    file that names it.
+
+    Raises:
+        UsageError: a file is missing or wrong; the text names the key and its line.
+    """
+    content, lines = read_yaml(DEFAULT_CONFIG)
+    content["performance_profile"] = DEFAULT_CONFIG.parent / content["performance_profile"]
+    if path is None:
+        return validated(Settings, content, str(DEFAULT_CONFIG), lines)
+    changes, lines = read_yaml(path)
+    if isinstance(profile := changes.get("performance_profile"), str):
+        changes["performance_profile"] = path.parent / profile
+    return validated(Settings, _merged(content, changes), str(path), lines)
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        both_mappings = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merged(base[key], value) if both_mappings else value
+    return merged
+
+
+def require_known_models(settings: Settings, known: Iterable[str]) -> None:
+    """Refuse a model that the profile does not know.
+
+    Raises:
+        UsageError: naming the first such model and the known ones.
+    """
+    known = list(known)
+    for model in settings.models:
+        if model not in known:
+            raise UsageError(f"models: {model} is not in the performance profile, which knows {', '.join(known)}")

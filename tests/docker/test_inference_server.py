@@ -1,0 +1,328 @@
+"""The HTTP contract of every inference server, over real sockets. Valid Python 3.6."""
+
+import base64
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+from servers import DOCKER, PATIENCE_S, Client, FakeBackend
+
+from inference_server import Accelerator, AcceleratorGone, create_app
+
+SIZE = 224 * 224 * 3
+IMAGE = b"\7" + bytes(SIZE - 1)
+FOUR_MIB = 4 * 1024 * 1024
+JSON = {"Content-Type": "application/json"}
+BINARY = {"Content-Type": "application/octet-stream"}
+
+
+class WatchedAccelerator(Accelerator):
+    """Says when a request has reached the queue."""
+
+    def __init__(self, backend):
+        super().__init__(lambda: backend, queue_capacity=2)
+        self.submitted = threading.Semaphore(0)
+        self.futures = []
+
+    def submit(self, model, image, headers):
+        self.futures.append(super().submit(model, image, headers))
+        self.submitted.release()
+        return self.futures[-1]
+
+
+@pytest.fixture
+def backend():
+    return FakeBackend()
+
+
+@pytest.fixture
+def accelerator(backend):
+    accelerator = WatchedAccelerator(backend)
+    yield accelerator
+    backend.gate.set()
+    accelerator.close()
+
+
+@pytest.fixture
+def client(accelerator, backend, run_app):
+    yield run_app(create_app("fake1", accelerator))
+    backend.gate.set()
+
+
+def json_request(**changes):
+    fields = {"model": "resnet50", "input": base64.b64encode(IMAGE).decode()}
+    fields.update(changes)
+    return json.dumps({name: value for name, value in fields.items() if value is not ...})
+
+
+def assert_matches(pattern, text):
+    assert re.search(pattern, text), text
+
+
+def test_both_forms_of_a_request_give_the_same(client):
+    binary = client.infer(IMAGE)
+    in_json = client.request("POST", "/infer", json_request(), JSON)
+    for answer in (binary, in_json):
+        assert answer.status == 200
+        assert set(answer.json) == {
+            "server",
+            "model",
+            "start_time",
+            "end_time",
+            "inference_time",
+            "queue_time",
+            "result",
+            "top1",
+        }
+        assert (answer.json["server"], answer.json["model"]) == ("fake1", "resnet50")
+        assert (answer.json["result"], answer.json["top1"]) == ("done", 7)
+
+
+def test_content_type_may_have_parameters_and_capitals(client):
+    headers = {"Content-Type": "Application/JSON; charset=utf-8"}
+    assert client.request("POST", "/infer", json_request(), headers).status == 200
+
+
+@pytest.mark.parametrize(
+    "body, names",
+    [
+        (b"", "body: expected JSON"),
+        (b"{", "body: expected JSON"),
+        (b"\xff\xfe", "body: expected JSON"),
+        (b"[" * 100000, "body: expected JSON"),
+        (b"[]", "body: expected a JSON object, got an array"),
+        (b"null", "body: expected a JSON object, got null"),
+        (json_request(model=...), "model: expected"),
+        (json_request(model=3), "model: .* got a number"),
+        (json_request(model=None), "model: .* got null"),
+        (json_request(input=...), "input: expected"),
+        (json_request(input=[1, 2]), "input: .* got an array"),
+        (json_request(input=True), "input: .* got a boolean"),
+        (json_request(input="%%%%"), "input: expected standard base64"),
+        (json_request(input="AAA"), "input: expected standard base64"),
+        (json_request(input="ä"), "input: expected standard base64"),
+        (json_request(input="AAAA"), "input: expected 150528 bytes .* got 3"),
+        (json_request(input=""), "input: expected 150528 bytes .* got 0"),
+    ],
+)
+def test_malformed_json_names_the_field_and_what_was_expected(client, backend, body, names):
+    answer = client.request("POST", "/infer", body, JSON)
+    assert answer.status == 400
+    assert_matches(names, answer.json["detail"])
+    assert backend.calls == []
+
+
+@pytest.mark.parametrize(
+    "path, body, headers, names",
+    [
+        ("/infer?model=resnet50", IMAGE[1:], BINARY, "body: expected 150528 bytes .* got 150527"),
+        ("/infer?model=resnet50", IMAGE + b"\0", BINARY, "body: .* got 150529"),
+        ("/infer", IMAGE, BINARY, "model: expected in the query"),
+        ("/infer?model=", IMAGE, BINARY, "model: expected in the query"),
+        ("/infer?model=resnet50", IMAGE, {}, "Content-Type: .*application/octet-stream, got none"),
+        ("/infer", json_request(), {"Content-Type": "text/plain"}, "Content-Type: .* got 'text/plain'"),
+    ],
+)
+def test_malformed_binary_names_the_field_and_what_was_expected(client, path, body, headers, names):
+    answer = client.request("POST", path, body, headers)
+    assert answer.status == 400
+    assert_matches(names, answer.json["detail"])
+
+
+@pytest.mark.parametrize("model", ["vgg16", "", "\ud800", "x" * 10000])
+def test_unknown_model_is_told_the_known_ones(client, model):
+    answer = client.request("POST", "/infer", json_request(model=model), JSON)
+    assert answer.status == 404
+    assert "resnet50, mobilenet" in answer.json["detail"]
+    assert len(answer.json["detail"]) < 300
+
+
+def test_body_of_the_largest_size_is_read_and_a_larger_one_is_not(client):
+    assert client.infer(bytes(FOUR_MIB)).status == 400
+    assert client.infer(bytes(FOUR_MIB + 1)).status == 413
+    assert client.infer(IMAGE).status == 200
+
+
+@pytest.mark.parametrize("announced", [b"Content-Length: 4194305", b"Transfer-Encoding: chunked"])
+def test_too_large_a_body_is_refused_before_it_has_ended(client, announced):
+    with socket.create_connection(("127.0.0.1", client.port), PATIENCE_S) as connection:
+        head = b"POST /infer?model=resnet50 HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
+        connection.sendall(head + announced + b"\r\n\r\n")
+        if b"chunked" in announced:
+            connection.sendall(b"400001\r\n" + bytes(FOUR_MIB + 1) + b"\r\n")
+        assert connection.recv(12) == b"HTTP/1.1 413"
+
+
+def test_full_queue_asks_to_come_again(client, accelerator, backend):
+    backend.gate.clear()
+    for _ in range(3):
+        accelerator.submit("resnet50", IMAGE, {})
+    answer = client.infer(IMAGE)
+    assert answer.status == 503
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert "2 requests are waiting" in answer.json["detail"]
+    assert client.get("/health").status == 200
+
+
+def test_lost_accelerator_is_not_ready_but_alive(client, backend):
+    backend.failure = AcceleratorGone("unplugged")
+    answers = [client.infer(IMAGE), client.infer(IMAGE), client.get("/health")]
+    assert [answer.status for answer in answers] == [503, 503, 503]
+    assert all("unplugged" in answer.json["detail"] for answer in answers)
+    assert "Retry-After" in answers[0].headers
+    assert client.get("/livez").status == 200
+
+
+def test_failed_inference_is_short_for_the_client_and_whole_in_the_log(client, backend, caplog):
+    backend.failure = RuntimeError("bad tensor")
+    answer = client.infer(IMAGE)
+    assert (answer.status, answer.json) == (500, {"detail": "inference failed: RuntimeError"})
+    assert "bad tensor" in caplog.text
+    assert "Traceback" in caplog.text
+    assert client.infer(IMAGE).status == 200
+
+
+@pytest.mark.parametrize(
+    "method, path, status", [("GET", "/", 404), ("GET", "/infer/", 404), ("GET", "/infer", 405), ("POST", "/health", 405)]
+)
+def test_errors_of_the_framework_look_like_ours(client, method, path, status):
+    answer = client.request(method, path)
+    assert answer.status == status
+    assert isinstance(answer.json["detail"], str)
+
+
+def test_failure_of_a_handler_looks_like_ours(accelerator, run_app):
+    app = create_app("fake1", accelerator)
+    accelerator.health_problem = None
+    answer = run_app(app).get("/health")
+    assert (answer.status, answer.json) == (500, {"detail": "internal error: TypeError"})
+
+
+def test_health_answers_while_an_inference_runs(client, accelerator, backend):
+    backend.gate.clear()
+    future = accelerator.submit("resnet50", IMAGE, {})
+    assert backend.begun.acquire(timeout=PATIENCE_S)
+    answer = client.get("/health")
+    assert not future.done()
+    assert answer.status == 200
+    assert answer.json == {
+        "status": "ok",
+        "server": "fake1",
+        "accelerator": "fake",
+        "models": ["resnet50", "mobilenet"],
+        "binary": True,
+    }
+
+
+def test_liveness_ends_with_an_inference_older_than_the_watchdog(accelerator, backend, run_app):
+    strict = run_app(create_app("fake1", accelerator, watchdog_s=0.0))
+    assert strict.get("/livez").status == 200
+    backend.gate.clear()
+    accelerator.submit("resnet50", IMAGE, {})
+    assert backend.begun.acquire(timeout=PATIENCE_S)
+    assert strict.get("/livez").status == strict.get("/health").status == 503
+    assert run_app(create_app("fake1", accelerator, watchdog_s=3600.0)).get("/livez").status == 200
+    backend.gate.set()
+
+
+def test_request_whose_client_went_away_is_not_computed(client, accelerator, backend):
+    backend.gate.clear()
+    accelerator.submit("resnet50", b"\1" + IMAGE, {})
+    assert backend.begun.acquire(timeout=PATIENCE_S)
+    assert accelerator.submitted.acquire(timeout=PATIENCE_S)
+
+    leaver = socket.create_connection(("127.0.0.1", client.port), PATIENCE_S)
+    head = "POST /infer?model=mobilenet HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
+    leaver.sendall((head + "Content-Length: %d\r\n\r\n" % SIZE).encode() + IMAGE)
+    assert accelerator.submitted.acquire(timeout=PATIENCE_S)
+    withdrawn = threading.Event()
+    accelerator.futures[-1].add_done_callback(lambda future: withdrawn.set())
+    leaver.close()
+    assert withdrawn.wait(PATIENCE_S)
+
+    backend.gate.set()
+    assert client.infer(b"\2" + IMAGE[1:]).json["top1"] == 2
+    assert backend.calls == [("resnet50", 1), ("resnet50", 2)]
+
+
+def test_metrics_count_requests_and_time_inferences(client, accelerator, backend):
+    client.infer(IMAGE)
+    client.infer(IMAGE[1:])
+    client.infer(IMAGE, model="nonsense")
+    backend.gate.clear()
+    accelerator.submit("resnet50", IMAGE, {})
+    accelerator.submit("resnet50", IMAGE, {})
+    for _ in range(2):
+        assert backend.begun.acquire(timeout=PATIENCE_S)
+    answer = client.get("/metrics")
+    assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    lines = answer.text.splitlines()
+    assert 'inference_requests_total{code="200",model="resnet50"} 1.0' in lines
+    assert 'inference_requests_total{code="400",model="resnet50"} 1.0' in lines
+    assert 'inference_requests_total{code="404",model="unknown"} 1.0' in lines
+    assert 'inference_duration_seconds_count{model="resnet50"} 1.0' in lines
+    assert "inference_queue_depth 1.0" in lines
+    assert "nonsense" not in answer.text
+
+
+def test_document_describes_both_bodies_and_every_error(client):
+    document = client.get("/openapi.json").json
+    infer = document["paths"]["/infer"]["post"]
+    assert set(infer["requestBody"]["content"]) == {"application/json", "application/octet-stream"}
+    assert set(infer["responses"]) == {"200", "400", "404", "413", "500", "503"}
+    assert infer["parameters"][0]["schema"]["enum"] == ["resnet50", "mobilenet"]
+    assert set(document["paths"]) == {"/infer", "/health", "/livez", "/metrics"}
+
+
+def test_sigterm_finishes_the_request_that_runs_and_ends_with_0():
+    program = """
+        import socket, sys
+        from inference_server import Accelerator, Backend, create_app, serve
+
+        class Slow(Backend):
+            accelerator, models = "fake", ["resnet50"]
+
+            def infer(self, model, image):
+                print("begun", flush=True)
+                sys.stdin.readline()
+                return 3
+
+            def close(self):
+                print("closed", flush=True)
+
+        bound = socket.socket()
+        bound.bind(("127.0.0.1", 0))
+        ready = lambda: print(bound.getsockname()[1], flush=True)
+        serve(create_app("slow1", Accelerator(Slow)), bound_socket=bound, on_ready=ready)
+        """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env=dict(os.environ, PYTHONPATH=str(DOCKER)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+    )
+    try:
+        client, answers = Client(int(process.stdout.readline())), []
+        asking = threading.Thread(target=lambda: answers.append(client.infer(IMAGE)))
+        asking.start()
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGTERM)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        asking.join(PATIENCE_S)
+        client.close()
+        out, err = process.communicate(timeout=PATIENCE_S)
+        assert (answers[0].status, answers[0].json["top1"]) == (200, 3)
+        assert (process.returncode, out, err) == (0, "closed\n", "")
+    finally:
+        process.kill()
+        process.communicate()

@@ -1,0 +1,276 @@
+"""Small helpers that several rooms share: the error tree, validated YAML, row files, whole files written atomically."""
+
+import csv
+import difflib
+import json
+import logging
+import os
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import IO, Annotated, Any, TypeVar
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+logger = logging.getLogger(__name__)
+
+PROJECT_ROOT = Path(__file__).resolve().parent
+
+
+class HarnessError(Exception):
+    """A run could not be done; its text is one line for the person at the terminal (exit status 1)."""
+
+
+class UsageError(HarnessError):
+    """An option, a settings file or a trace is wrong; its text names the thing, what was found, what was expected (exit 2)."""
+
+
+class Interrupted(HarnessError):
+    """The person asked the run to stop before it had a result to keep (exit status 130)."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """'; did you mean x?' for the known name nearest to `name`, or '' where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+class StrictModel(BaseModel):
+    """Base of what is read from YAML: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+Share = Annotated[float, Field(ge=0, le=1, strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+
+Key = tuple[str | int, ...]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
+    """Content of a YAML file whose top is a mapping, and the line (from 1) on which each key stands.
+
+    Raises:
+        UsageError: the file is missing, unreadable, not YAML, or its top is not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UsageError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
+    if root is None:
+        return {}, {}
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
+    lines = _lines_of_keys(path, root, ())
+    return content, lines
+
+
+def _lines_of_keys(path: Path, node: yaml.Node, at: Key) -> dict[Key, int]:
+    lines: dict[Key, int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if (*at, key.value) in lines:
+                raise UsageError(f"{path}:{key.start_mark.line + 1}: key {key.value} stands twice")
+            lines[(*at, key.value)] = key.start_mark.line + 1
+            lines.update(_lines_of_keys(path, value, (*at, key.value)))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines[(*at, index)] = value.start_mark.line + 1
+            lines.update(_lines_of_keys(path, value, (*at, index)))
+    return lines
+
+
+def validated(model: type[Model], content: dict[str, Any], source: str, lines: dict[Key, int]) -> Model:
+    """`content` as a `model`.
+
+    Args:
+        model: a pydantic model that forbids unknown keys.
+        content: what was read.
+        source: file name for the error text.
+        lines: line of each key in that file; keys from elsewhere have none.
+
+    Raises:
+        UsageError: one line that names file, line, key, what was found and what was expected; an unknown key is met with the
+            nearest known one.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as failure:
+        error = failure.errors(include_url=False)[0]
+    at: Key = tuple(error["loc"])
+    while at and at not in lines and len(at) > 1 and at[:-1] in lines:
+        at = at[:-1]
+    where = f"{source}:{lines[at]}" if at in lines else source
+    name = ".".join(map(str, error["loc"])) or "settings"
+    if error["type"] == "extra_forbidden":
+        nearest = did_you_mean(str(error["loc"][-1]), _known_keys(model, error["loc"][:-1]))
+        raise UsageError(f"{where}: unknown key {name}{nearest}")
+    if error["type"] == "missing":
+        raise UsageError(f"{where}: {name} is missing")
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if error["type"] in ("model_type", "dict_type"):
+        message = "a mapping"
+    found = "" if error["type"] == "value_error" else f", found {error['input']!r}"
+    expected = message if error["type"] == "value_error" else f"expected {message}"
+    raise UsageError(f"{where}: {name}: {expected}{found}")
+
+
+def _known_keys(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
+    """Keys that the model nested at `path` has; a step through a dict or list leads to the model of its values."""
+    for step in path:
+        field = model.model_fields.get(str(step))
+        if field is None:
+            continue  # the key of a dict or the index of a list: its model has been entered already
+        nested = _nested_model(field.annotation)
+        if nested is None:
+            return []
+        model = nested
+    return list(model.model_fields)
+
+
+def _nested_model(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_nested_model, getattr(annotation, "__args__", ()))), None)
+
+
+def write_json_atomically(path: Path, content: Any) -> None:
+    """Write `content` as JSON beside `path` and rename it there, so that a reader never sees half a file.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full; `path` is then untouched.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2, ensure_ascii=False, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+RANDOM_STREAMS = (
+    "arrivals",
+    "models",
+    "slo_classes",
+    "deadlines",
+    "placement",
+    "movement",
+    "service_noise",
+    "policy",
+    "devices_of_arrivals",
+)
+
+
+def random_stream(seed: int, name: str) -> np.random.Generator:
+    """The named child stream of a run's seed; what one stream draws moves no other.
+
+    Args:
+        seed: seed of the run.
+        name: one of RANDOM_STREAMS; a new name goes to the end of that tuple, since the position is the stream's key.
+    """
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(RANDOM_STREAMS.index(name),)))
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout this file stands in, with '+dirty' when it was changed since; None outside git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(PROJECT_ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+class RowFiles:
+    """CSV files that grow by a row at a time, written by one background thread.
+
+    The threads that produce rows only append to a queue: formatting and disk stay off the dispatch path. Rows reach the disk
+    within `flush_interval_s`. The first write error is kept in `error`, told to `on_error`, and ends all writing.
+
+    Args:
+        headers: column names of each file, by path.
+        on_error: called once, from the writing thread.
+        flush_interval_s: longest time a row waits in memory, in seconds.
+
+    Raises:
+        OSError: a file cannot be created.
+    """
+
+    def __init__(
+        self, headers: dict[Path, Sequence[str]], on_error: Callable[[OSError], None], flush_interval_s: float = 0.1
+    ) -> None:
+        self.error: OSError | None = None
+        self._on_error = on_error
+        self._interval_s = flush_interval_s
+        self._rows: deque[tuple[Path, Sequence[object]]] = deque()
+        self._files: dict[Path, IO[str]] = {path: path.open("w", newline="", encoding="utf-8") for path in headers}
+        self._writers = {path: csv.writer(file, lineterminator="\n") for path, file in self._files.items()}
+        self._closing = threading.Event()
+        for path, header in headers.items():
+            self.append(path, header)
+        self._thread = threading.Thread(target=self._run, name="row-writer", daemon=True)
+        self._thread.start()
+
+    def append(self, path: Path, row: Sequence[object]) -> None:
+        """Queue a row for `path`; None becomes an empty field, a bool true or false."""
+        self._rows.append((path, row))
+
+    def close(self) -> None:
+        """Write what is left and close the files; safe to call twice."""
+        self._closing.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._closing.wait(self._interval_s):
+                self._write_queued()
+            self._write_queued()
+            for file in self._files.values():
+                file.close()
+        except OSError as error:
+            self.error = error
+            self._on_error(error)
+            for file in self._files.values():
+                _close_quietly(file)
+
+    def _write_queued(self) -> None:
+        touched: set[Path] = set()
+        for _ in range(len(self._rows)):
+            path, row = self._rows.popleft()
+            self._writers[path].writerow([_BOOL_TEXT[value] if isinstance(value, bool) else value for value in row])
+            touched.add(path)
+        for path in touched:
+            self._files[path].flush()
+
+
+_BOOL_TEXT = {True: "true", False: "false"}
+
+
+def _close_quietly(file: IO[str]) -> None:
+    """Close a file whose disk is full: its buffer cannot be flushed, and the first error has already been kept."""
+    try:
+        file.close()
+    except OSError as error:
+        logger.debug("closing %s: %s", file.name, error)
