@@ -203,7 +203,34 @@ def _cause(error: BaseException) -> str:
     return str(reason) or type(reason).__name__
 
 
-class HttpCluster(Cluster):
+class WallClockCluster(Cluster):
+    """A cluster on the master's monotonic clock."""
+
+    _start_s = 0.0
+
+    def clock(self) -> float:
+        """The master's monotonic clock, seconds."""
+        return time.monotonic()
+
+    def now_s(self) -> float:
+        """Seconds since the start of the load."""
+        return time.monotonic() - self._start_s
+
+    def start_load(self) -> None:
+        """Set the load's clock to zero."""
+        self._start_s = time.monotonic()
+
+    def advance_to(self, time_s: float) -> bool:
+        """Sleep until shortly before `time_s` and spin the rest, giving way to the other threads."""
+        while not self.stopping:
+            left_s = time_s - self.now_s()
+            if left_s <= 0:
+                return True
+            time.sleep(min(left_s - _EARLY_S, _LONGEST_SLEEP_S) if left_s > _EARLY_S else 0)
+        return False
+
+
+class HttpCluster(WallClockCluster):
     """Nodes behind HTTP, on the wall clock; see `Cluster` for the arguments not named here.
 
     Args:
@@ -235,7 +262,6 @@ class HttpCluster(Cluster):
         self._down: list[tuple[str, float, float]] = []
         self._closing = threading.Event()
         self._first_checks = threading.Semaphore(0)
-        self._start_s = time.monotonic()
         self._threads: list[threading.Thread] = []
         for node in self.nodes:
             url = urls[node.name]
@@ -247,14 +273,6 @@ class HttpCluster(Cluster):
         self, name: str, target: Callable[[NodeState, NodeClient], None], node: NodeState, client: NodeClient
     ) -> None:
         self._threads.append(threading.Thread(target=target, args=(node, client), name=name, daemon=True))
-
-    def clock(self) -> float:
-        """The master's monotonic clock, seconds."""
-        return time.monotonic()
-
-    def now_s(self) -> float:
-        """Seconds since the start of the load."""
-        return time.monotonic() - self._start_s
 
     def __enter__(self) -> Self:
         """Start the threads and wait until every node's `/health` has been asked once.
@@ -278,7 +296,7 @@ class HttpCluster(Cluster):
     def start_load(self) -> None:
         """Set the load's clock to zero."""
         with self._lock:
-            self._start_s = time.monotonic()
+            super().start_load()
             self._down_since = {node.name: 0.0 for node in self.nodes if not node.up}
 
     def __exit__(self, *exc: object) -> None:
@@ -291,19 +309,10 @@ class HttpCluster(Cluster):
             if thread.is_alive():
                 thread.join(timeout=_LONGEST_SLEEP_S if self.stopping else None)
 
-    def advance_to(self, time_s: float) -> bool:
-        """Sleep until shortly before `time_s` and spin the rest, giving way to the other threads."""
-        while not self._stop:
-            left_s = time_s - self.now_s()
-            if left_s <= 0:
-                return True
-            time.sleep(min(left_s - _EARLY_S, _LONGEST_SLEEP_S) if left_s > _EARLY_S else 0)
-        return False
-
     def drain(self) -> None:
         """Wait for the open tasks, at most `drain_timeout_s`, then end what is left."""
         give_up_s = self.now_s() + self._settings.requests.drain_timeout_s
-        while self._open and not self._stop and self.now_s() < give_up_s:
+        while self._open and not self.stopping and self.now_s() < give_up_s:
             time.sleep(_DRAIN_CHECK_S)
         with self._lock:
             self._end_all_open()

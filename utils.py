@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -261,6 +262,7 @@ class RowFiles:
             path, row = self._rows.popleft()
             self._writers[path].writerow([_BOOL_TEXT[value] if isinstance(value, bool) else value for value in row])
             touched.add(path)
+            time.sleep(0)  # between two rows, whoever waits for the interpreter gets it at once
         for path in touched:
             self._files[path].flush()
 

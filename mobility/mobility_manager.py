@@ -252,11 +252,12 @@ def _placed(rng: np.random.Generator, n: int, settings: DeviceSettings) -> Float
     if settings.placement == "area":
         return np.stack([first, second]) * settings.area_side_m
     radius, angle = settings.cell_radius_m * np.sqrt(first), 2 * np.pi * second
-    return settings.area_side_m / 2 + radius * np.stack([np.cos(angle), np.sin(angle)])
+    offset_m: Floats = radius * np.stack([np.cos(angle), np.sin(angle)])
+    return settings.area_side_m / 2 + offset_m
 
 
 def _headed(draw: Floats, speed_mps: Floats) -> Floats:
     """Velocities, shape (2, n), from uniform draws and speeds of shape (n,)."""
     angle = 2 * np.pi * draw
-    direction: Floats = np.stack([np.cos(angle), np.sin(angle)])
-    return speed_mps * direction
+    velocity_mps: Floats = speed_mps * np.stack([np.cos(angle), np.sin(angle)])
+    return velocity_mps

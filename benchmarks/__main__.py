@@ -1,0 +1,32 @@
+"""Command line of the benchmarks."""
+
+import argparse
+
+from benchmarks.decision import decision
+from benchmarks.dispatch import emulated, http_at_once, in_process
+from benchmarks.figures import print_table
+from benchmarks.generation import generation
+
+
+def main() -> None:
+    """Measure what is asked and print one table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60.0, help="length of each run that dispatches tasks (60)")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats, of which the median is printed (3)")
+    names = ("decision", "generation", "in_process", "http_at_once", "emulated")
+    parser.add_argument("only", nargs="*", metavar="NAME", help=f"which to run, of {', '.join(names)} (all)")
+    options = parser.parse_args()
+    if unknown := set(options.only) - set(names):
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    groups = {
+        "decision": lambda: decision(options.repeats),
+        "generation": lambda: generation(options.repeats),
+        "in_process": lambda: in_process(options.seconds, options.repeats),
+        "http_at_once": lambda: http_at_once(options.seconds, options.repeats),
+        "emulated": lambda: emulated(options.seconds, options.repeats),
+    }
+    print_table([groups[name] for name in names if not options.only or name in options.only])
+
+
+if __name__ == "__main__":
+    main()
