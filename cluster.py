@@ -6,6 +6,7 @@ travels; placing, retrying and ending a task, each node's queue and the predicti
 
 import bisect
 import math
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -256,6 +257,7 @@ class Cluster(ABC):
             )
             for name, figures in ((name, profile.nodes[name]) for name in node_names)
         ]
+        self._state_of = {state.name: state for state in self.nodes}
 
     # What a kind of cluster brings.
 
@@ -342,13 +344,14 @@ class Cluster(ABC):
         try:
             chosen = self._scheduler.schedule(task, offered)
         except Exception as error:  # the policy may be the user's own: whatever it raises ends the run and is named
-            self._policy_failed(request, f"raised {type(error).__name__}: {error}")
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            self._policy_failed(request, f"raised {type(error).__name__}: {error} at {at.filename}:{at.lineno}")
             return
         duration_s = perf_counter() - started
-        state = next((state for state in self.nodes if state.view is chosen), None)
-        if state is None or chosen not in offered:
+        if not any(node is chosen for node in offered):
             self._policy_failed(request, f"returned {chosen!r}, which is none of the nodes it was offered")
             return
+        state = self._state_of[chosen.name]
         request.attempts += 1
         request.node_name = state.name
         if request.dispatch_time_s is None:

@@ -10,6 +10,7 @@ import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Mapping
+from http.client import HTTPException
 from typing import NamedTuple, Self
 
 from urllib3.connection import HTTPConnection
@@ -185,7 +186,7 @@ class NodeClient:
         except TimeoutError as error:
             self.close()
             raise NodeUnreachable(f"no answer within {timeout_s:g} s") from error
-        except (HTTPError, OSError) as error:
+        except (HTTPError, HTTPException, OSError) as error:
             self.close()
             raise NodeUnreachable(_cause(error)) from error
 

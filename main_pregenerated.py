@@ -129,6 +129,11 @@ class RunFolder:
         self.devices = self.path / f"devices_{self.experiment_id}.csv"
         self.summary = self.path / f"experiment_summary_{self.experiment_id}.json"
 
+    def remove_if_empty(self) -> None:
+        """Leave nothing behind of a run that never got as far as its files."""
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+
     def columns(self, node_names: Sequence[str]) -> dict[Path, Sequence[str]]:
         """Header of each CSV file."""
         return {
@@ -345,6 +350,7 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignal) -> int:
     if notice:
         say(notice)
     with ExitStack() as stack:
+        stack.callback(folder.remove_if_empty)
         nodes = None
         workers: Mapping[str, str] = WORKERS
         if kind == "emulated":

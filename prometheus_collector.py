@@ -5,6 +5,7 @@ is none, from the nodes' own `/metrics`. Times are on the master's monotonic clo
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -79,7 +80,7 @@ class NodeMetricsSource:
                     if labels.get("node") == node
                 }
                 at_s = (asked_s + time.monotonic()) / 2
-                samples[node] = [PowerSample(at_s, values.get(POWER_METRIC), values.get(ENERGY_METRIC))]
+                samples[node] = [_sample(at_s, values)]
         return samples
 
 
@@ -151,6 +152,14 @@ def samples_of(text: str, names: Sequence[str]) -> list[tuple[str, Mapping[str, 
     lines = [line for line in text.splitlines() if line.startswith(tuple(names))]
     families = text_string_to_metric_families("\n".join(lines) + "\n")
     return [(s.name, s.labels, s.value) for family in families for s in family.samples if s.name in names]
+
+
+def _sample(at_s: float, values: Mapping[str, float]) -> PowerSample:
+    """A reading from the values of the two metrics; one that is absent or not a number is None."""
+    power_w, energy_j = (
+        value if math.isfinite(value := values.get(name, math.nan)) else None for name in (POWER_METRIC, ENERGY_METRIC)
+    )
+    return PowerSample(at_s, power_w, energy_j)
 
 
 class PrometheusCollector:

@@ -6,7 +6,7 @@ on emulated ones and in virtual time. `Node` holds all that it may know; the tru
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from task import Task
 __all__ = ["BaseScheduler", "Node", "Task"]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Node:
     """One node as it stands at the moment of a decision, for the task to be placed; the cluster fills it before each one.
 
@@ -48,7 +48,7 @@ class Node:
     busy_fraction: float = 0.0
     power_w: float | None = None
     power_age_s: float | None = None
-    closeness: float | None = field(default=None, compare=False)
+    closeness: float | None = None
 
     @property
     def current_power_w(self) -> float:
