@@ -22,7 +22,7 @@ from performance_profile import PerformanceProfile
 from scheduler import BaseScheduler
 from settings import RequestSettings, Settings
 from task import Decision, PowerSample, TaskResult
-from utils import HarnessError, Interrupted, UsageError
+from utils import HarnessError, UsageError
 
 WORKERS = {
     "coral1": "http://<coral1_pod_ip>:8080/infer",
@@ -276,19 +276,17 @@ class HttpCluster(WallClockCluster):
         self._threads.append(threading.Thread(target=target, args=(node, client), name=name, daemon=True))
 
     def __enter__(self) -> Self:
-        """Start the threads and wait until every node's `/health` has been asked once.
+        """Start the threads and wait until every node's `/health` has been asked once, or the run is to stop.
 
         Raises:
             HarnessError: no node is up.
-            Interrupted: the run was stopped meanwhile.
         """
         for thread in self._threads:
             thread.start()
         for _ in self.nodes:
             while not self._first_checks.acquire(timeout=_LONGEST_SLEEP_S):
                 if self.stopping:
-                    self.__exit__()
-                    raise Interrupted("stopped while the nodes were asked for their health")
+                    return self
         if not any(node.up for node in self.nodes):
             self.__exit__()
             raise HarnessError("no node is up: " + "; ".join(f"{name}: {why}" for name, why in self.unreachable_at_start.items()))
