@@ -72,12 +72,14 @@ class Progress:
 def print_summary(console: Console, summary: Mapping[str, Any], folder: Path) -> None:
     """What a person wants to know first: can it be believed, how well did the policy do, where are the files."""
     for reason in summary["invalid_reasons"]:
-        console.print(f"INVALID: {reason}", style="bold red", highlight=False, soft_wrap=True)
+        console.print(f"INVALID: {reason}", style="bold red", highlight=False, markup=False, soft_wrap=True)
     for reason in summary["energy_invalid_reasons"]:
-        console.print(f"ENERGY INVALID: {reason}", style="bold red", highlight=False, soft_wrap=True)
+        console.print(f"ENERGY INVALID: {reason}", style="bold red", highlight=False, markup=False, soft_wrap=True)
     tasks, energy = summary["tasks"], summary["energy_j"]
     by_class = _by_name(summary["slo_compliance_rate_by_class"], _percent)
-    table = Table(title=f"{summary['scheduler']} on the {summary['cluster']} cluster, seed {summary['seed']}", show_header=False)
+    table = Table(
+        title=Text(f"{summary['scheduler']} on the {summary['cluster']} cluster, seed {summary['seed']}"), show_header=False
+    )
     rows = {
         "valid": "yes" if summary["valid"] else "no",
         "tasks": ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in tasks.items()),
@@ -94,7 +96,7 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: Path) ->
         "dispatch lag": _milliseconds(summary["dispatch_lag_s"], digits=2),
     }
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, Text(value))
     console.print(table)
     console.print(Text(f"files: {folder}"), soft_wrap=True)
 

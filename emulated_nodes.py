@@ -30,19 +30,28 @@ _BINARY = {"Content-Type": "application/octet-stream"}
 
 
 class Lateness(NamedTuple):
-    """How late the emulated accelerators woke: sleeps by upper bound of lateness in seconds, cumulative, all nodes together."""
+    """How late the emulated accelerators woke: for each node, how many sleeps were late by at most a bound in seconds."""
 
-    sleeps_up_to: dict[float, float]
+    sleeps_up_to: dict[str, dict[float, float]]
 
     def since(self, earlier: "Lateness") -> "Lateness":
-        """What was added after `earlier`."""
-        return Lateness({bound: n - earlier.sleeps_up_to.get(bound, 0.0) for bound, n in self.sleeps_up_to.items()})
+        """What was added after `earlier`, for the nodes that both know."""
+        nodes = self.sleeps_up_to.keys() & earlier.sleeps_up_to.keys()
+        return Lateness(
+            {
+                node: {at: n - earlier.sleeps_up_to[node].get(at, 0.0) for at, n in self.sleeps_up_to[node].items()}
+                for node in nodes
+            }
+        )
 
     def percentile_s(self, percent: float) -> float | None:
-        """Smallest bound that `percent` of the sleeps did not exceed, seconds; None without sleeps."""
-        total = max(self.sleeps_up_to.values(), default=0.0)
-        bounds = sorted(self.sleeps_up_to)
-        return next((bound for bound in bounds if total and self.sleeps_up_to[bound] >= total * percent / 100), None)
+        """Smallest bound that `percent` of all nodes' sleeps did not exceed, seconds; None without sleeps."""
+        together: dict[float, float] = {}
+        for counts in self.sleeps_up_to.values():
+            for bound, n in counts.items():
+                together[bound] = together.get(bound, 0.0) + n
+        total = max(together.values(), default=0.0)
+        return next((bound for bound in sorted(together) if total and together[bound] >= total * percent / 100), None)
 
 
 class EmulatedNodes:
@@ -107,17 +116,15 @@ class EmulatedNodes:
 
     def lateness(self) -> Lateness:
         """How late the accelerators woke since they were started, read from the `/metrics` of the servers that answer."""
-        sums: dict[float, float] = {}
+        by_node: dict[str, dict[float, float]] = {}
         for node, url in self.metrics_urls.items():
             try:
                 text = self._http.request("GET", url).data.decode()
             except urllib3.exceptions.HTTPError as error:
                 logger.warning("emulated node %s does not say how late it woke: %s", node, error)
                 continue
-            for _, labels, value in samples_of(text, (_LATENESS,)):
-                bound = float(labels["le"])
-                sums[bound] = sums.get(bound, 0.0) + value
-        return Lateness(sums)
+            by_node[node] = {float(labels["le"]): value for _, labels, value in samples_of(text, (_LATENESS,))}
+        return Lateness(by_node)
 
     def _start(self, node: str) -> None:
         environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT / "docker")}

@@ -6,6 +6,7 @@ Edit WORKERS to name the pods of your cluster: `kubectl get pods -o wide` shows 
 import functools
 import json
 import logging
+import math
 import threading
 import time
 from base64 import b64encode
@@ -108,9 +109,9 @@ class NodeClient:
     def __init__(self, url: Url, timeouts: RequestSettings) -> None:
         self._path = url.path or "/infer"
         self._health_path = self._path.rsplit("/", 1)[0] + "/health"
-        self._connection = HTTPConnection(url.host or "", url.port or 80, timeout=timeouts.connect_timeout_s)
-        self._read_timeout_s = timeouts.request_timeout_s
-        self._health_timeout_s = timeouts.connect_timeout_s
+        self._connection = HTTPConnection(url.host or "", url.port or 80)
+        self._connect_timeout_s = timeouts.connect_timeout_s
+        self._request_timeout_s = timeouts.request_timeout_s
 
     def connect(self) -> None:
         """Open the connection, unless it is open and the server has not closed it meanwhile.
@@ -121,6 +122,7 @@ class NodeClient:
         if self._connection.is_connected:
             return
         self.close()
+        self._connection.timeout = self._connect_timeout_s
         try:
             self._connection.connect()
         except (HTTPError, OSError) as error:
@@ -140,13 +142,16 @@ class NodeClient:
         else:
             path, body, content_type = self._path, _json_body(model), "application/json"
         headers = {"Content-Type": content_type, "X-Service-Noise": repr(service_noise)}
-        status, content = self._exchange("POST", path, self._read_timeout_s, body, headers)
+        status, content = self._exchange("POST", path, self._request_timeout_s, body, headers)
         if status == 200:
             try:
-                answer = json.loads(content)
-                return Answer(float(answer["queue_time"]), float(answer["inference_time"]))
-            except (ValueError, KeyError, TypeError) as error:
+                fields = json.loads(content)
+                answer = Answer(float(fields["queue_time"]), float(fields["inference_time"]))
+            except (ValueError, KeyError, TypeError, OverflowError) as error:
                 raise NodeFault(f"answer is not as agreed: {content[:80]!r}") from error
+            if not all(0 <= duration_s < math.inf for duration_s in answer):
+                raise NodeFault(f"answer holds a duration that is none: {content[:80]!r}")
+            return answer
         text = f"HTTP {status}: {content[:200].decode(errors='replace')}"
         if status in (404, 503):
             raise NodeFull(text)
@@ -161,7 +166,7 @@ class NodeClient:
             NodeUnreachable: no answer, another status than 200, or an answer that is not as agreed.
         """
         self.connect()
-        status, content = self._exchange("GET", self._health_path, self._health_timeout_s)
+        status, content = self._exchange("GET", self._health_path, self._connect_timeout_s)
         try:
             if status != 200:
                 raise NodeUnreachable(f"/health says {status}: {content[:200].decode(errors='replace')}")
@@ -178,8 +183,7 @@ class NodeClient:
         self, method: str, path: str, timeout_s: float, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, bytes]:
         try:
-            if self._connection.sock is not None:
-                self._connection.sock.settimeout(timeout_s)
+            self._connection.timeout = timeout_s
             self._connection.request(method, path, body=body, headers=headers)
             response = self._connection.getresponse()
             return response.status, response.data
@@ -296,6 +300,7 @@ class HttpCluster(WallClockCluster):
         """Set the load's clock to zero."""
         with self._lock:
             super().start_load()
+            self._down.clear()
             self._down_since = {node.name: 0.0 for node in self.nodes if not node.up}
 
     def __exit__(self, *exc: object) -> None:

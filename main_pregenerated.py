@@ -342,7 +342,7 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignal) -> int:
     folder = RunFolder(options.output, datetime.now().astimezone())
 
     def say(line: str) -> None:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     if notice:
         say(notice)

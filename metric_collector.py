@@ -4,7 +4,7 @@ import math
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from platform import machine, python_version
@@ -68,7 +68,7 @@ UNCOVERED_LIMIT = 0.05
 Floats = NDArray[np.float64]
 Row = Sequence[object]
 
-_OUTCOMES = tuple(Outcome)
+_OUTCOME_CODE = {outcome: float(code) for code, outcome in enumerate(Outcome)}
 _FIGURES = (
     "slo_class",
     "model",
@@ -152,9 +152,9 @@ class MetricCollector:
         self._mobility = mobility
         self._write_result = write_result
         self._write_decision = write_decision
-        self._codes: dict[str | None, float] = {None: math.nan}
-        for names in (settings.slo_classes, settings.models, self._node_names, _OUTCOMES):
-            self._codes.update({name: float(code) for code, name in enumerate(names)})
+        self._class_code = _codes(settings.slo_classes)
+        self._model_code = _codes(settings.models)
+        self._node_code = _codes(self._node_names)
         self._figures = array("d")
         self._decision_duration_s = array("d")
         self._generated: Counter[int] = Counter()
@@ -169,13 +169,12 @@ class MetricCollector:
         response_s, waiting_s, lag_s = result.response_time_s, result.waiting_time_s, result.dispatch_lag_s
         met_fixed, met_base = result.met(task.fixed_deadline_s), result.met(task.base_deadline_s)
         delivered = self._delivered(result)
-        code = self._codes
         self._figures.extend(
             [
-                code[task.slo_class],
-                code[task.model_name],
-                code[result.assigned_node],
-                code[result.outcome],
+                self._class_code[task.slo_class],
+                self._model_code[task.model_name],
+                self._node_code[result.assigned_node],
+                _OUTCOME_CODE[result.outcome],
                 task.arrival_time_s,
                 task.fixed_deadline_s,
                 result.service_noise,
@@ -251,11 +250,12 @@ class MetricCollector:
         reasons = invalid_reasons(facts, lag_s)
         energy_reasons = energy_invalid_reasons(facts.energy)
         busy_s = {
-            node: float(completed["inference_time_s"][completed["node"] == self._codes[node]].sum()) for node in self._node_names
+            node: float(completed["inference_time_s"][completed["node"] == self._node_code[node]].sum())
+            for node in self._node_names
         }
         utilisation = {node: busy_s[node] / facts.window_s if facts.window_s > 0 else 0.0 for node in self._node_names}
         by_class = {
-            name: (dispatched.having("slo_class", self._codes[name]), on_time.having("slo_class", self._codes[name]))
+            name: (dispatched.having("slo_class", self._class_code[name]), on_time.having("slo_class", self._class_code[name]))
             for name in self._settings.slo_classes
         }
         skipped = len(figures.of(Outcome.SKIPPED))
@@ -312,7 +312,7 @@ class MetricCollector:
         """
         achievable = 0
         for model in self._settings.models:
-            tasks = dispatched.having("model", self._codes[model])
+            tasks = dispatched.having("model", self._model_code[model])
             best_s = np.full(len(tasks), np.inf)
             for node in self._node_names:
                 mean_s = self._profile.service_time_s(node).get(model)
@@ -364,7 +364,12 @@ class _Figures:
         return self.where(self[name] == code)
 
     def of(self, *outcomes: Outcome) -> "_Figures":
-        return self.where(np.isin(self["outcome"], [_OUTCOMES.index(outcome) for outcome in outcomes]))
+        return self.where(np.isin(self["outcome"], [_OUTCOME_CODE[outcome] for outcome in outcomes]))
+
+
+def _codes(names: Iterable[str]) -> dict[str | None, float]:
+    """A number for each name, NaN for none."""
+    return {None: math.nan, **{name: float(code) for code, name in enumerate(names)}}
 
 
 def percentiles(values: Floats) -> dict[str, float] | None:

@@ -73,14 +73,13 @@ class NodeMetricsSource:
                 logger.debug("no metrics from %s: %s", node, error)
                 continue
             if response.status == 200:
-                text = response.data.decode()
-                values = {
-                    name: value
-                    for name, labels, value in samples_of(text, (POWER_METRIC, ENERGY_METRIC))
-                    if labels.get("node") == node
-                }
                 at_s = (asked_s + time.monotonic()) / 2
-                samples[node] = [_sample(at_s, values)]
+                try:
+                    read = samples_of(response.data.decode(), (POWER_METRIC, ENERGY_METRIC))
+                except ValueError as error:
+                    logger.debug("no metrics from %s: %s", node, error)
+                    continue
+                samples[node] = [_sample(at_s, {name: value for name, labels, value in read if labels.get("node") == node})]
         return samples
 
 
@@ -143,12 +142,16 @@ class PrometheusSource:
     def _ask(self, query: str) -> list[dict[str, Any]]:
         try:
             return list(self._prometheus.custom_query(query))
-        except (RequestException, PrometheusApiClientException, KeyError, ValueError) as error:
+        except (RequestException, PrometheusApiClientException, KeyError, TypeError, ValueError) as error:
             raise OSError(f"Prometheus at {self.url}: {error}") from error
 
 
 def samples_of(text: str, names: Sequence[str]) -> list[tuple[str, Mapping[str, str], float]]:
-    """Samples of the named metrics in a Prometheus text page, as (name, labels, value); other lines are not parsed."""
+    """Samples of the named metrics in a Prometheus text page, as (name, labels, value); other lines are not parsed.
+
+    Raises:
+        ValueError: such a line is not in Prometheus' text format.
+    """
     lines = [line for line in text.splitlines() if line.startswith(tuple(names))]
     families = text_string_to_metric_families("\n".join(lines) + "\n")
     return [(s.name, s.labels, s.value) for family in families for s in family.samples if s.name in names]
@@ -256,7 +259,7 @@ def node_energy(samples: Sequence[PowerSample], start_s: float, end_s: float, id
         return NodeEnergy(None, None, 1.0)
     uncovered = uncovered_share(times, start_s, end_s, 2 * interval_s)
     if len(counted) >= 2:
-        first_s, last_s = max(start_s, times[0]), min(end_s, times[-1])
+        first_s, last_s = np.clip([start_s, end_s], times[0], times[-1]).tolist()
         total_j = counter_increase(times, values, first_s, last_s)
         return NodeEnergy(total_j, total_j - idle_w * (last_s - first_s), uncovered)
     total_j = power_integral(times, values, start_s, end_s)

@@ -37,6 +37,8 @@ TRACE_COLUMNS = (
     "in_coverage",
     "service_noise",
 )
+LARGEST_TRACE = 10**8
+"""Most tasks, and most device seconds, of a run: about 10 GB."""
 _ROWS_AT_ONCE = 4096
 
 Floats = NDArray[np.float64]
@@ -182,13 +184,19 @@ def generate_trace(settings: Settings, mobility: MobilityManager) -> Trace:
         The trace; a function of the settings alone.
 
     Raises:
-        UsageError: no device of the population sends tasks.
+        UsageError: no device of the population sends tasks, or the run is too large for any memory.
     """
     seed = settings.seed
     rates = np.array([kind.tasks_per_s for kind in settings.devices.types.values()])
     rate_of_device = settings.load * rates[mobility.type_code]
     if not rate_of_device.any():
         raise UsageError("devices: none of the devices sends tasks: every tasks_per_s in use is 0")
+    expected = float(rate_of_device.sum()) * settings.duration_s
+    if max(expected, mobility.device_count * settings.duration_s) > LARGEST_TRACE:
+        raise UsageError(
+            f"duration_s: {settings.duration_s:g} s of {mobility.device_count} devices ({expected:.3g} tasks) exceed"
+            f" {LARGEST_TRACE:g} device seconds or tasks, more than fits in memory"
+        )
     arrival_time_s = _poisson_arrivals(random_stream(seed, "arrivals"), float(rate_of_device.sum()), settings.duration_s)
     n = len(arrival_time_s)
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Annotated, Any, TypeVar
 
@@ -23,7 +24,10 @@ PROJECT_ROOT = Path(__file__).resolve().parent
 
 
 class HarnessError(Exception):
-    """A run could not be done; its text is one line for the person at the terminal (exit status 1)."""
+    """A run could not be done; its text, made one line, is for the person at the terminal (exit status 1)."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(" ".join(text.split()))
 
 
 class UsageError(HarnessError):
@@ -65,6 +69,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
         text = path.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         content = yaml.safe_load(text)
+        lines = _lines_of_keys(path, root, ())
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -73,15 +78,16 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise UsageError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
-    if root is None:
+    except (ValueError, RecursionError) as error:  # a scalar that its own tag refuses, a structure without end
+        raise UsageError(f"{path}: holds what cannot be read: {error}") from None
+    if content is None:
         return {}, {}
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
-    lines = _lines_of_keys(path, root, ())
     return content, lines
 
 
-def _lines_of_keys(path: Path, node: yaml.Node, at: Key) -> dict[Key, int]:
+def _lines_of_keys(path: Path, node: yaml.Node | None, at: Key) -> dict[Key, int]:
     lines: dict[Key, int] = {}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
@@ -112,7 +118,8 @@ def validated(model: type[Model], content: dict[str, Any], source: str, lines: d
     try:
         return model.model_validate(content)
     except ValidationError as failure:
-        error = failure.errors(include_url=False)[0]
+        errors = failure.errors(include_url=False)
+    error = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
     at: Key = tuple(error["loc"])
     while at and at not in lines and len(at) > 1 and at[:-1] in lines:
         at = at[:-1]
@@ -226,7 +233,11 @@ class RowFiles:
         self._on_error = on_error
         self._interval_s = flush_interval_s
         self._rows: deque[tuple[Path, Sequence[object]]] = deque()
-        self._files: dict[Path, IO[str]] = {path: path.open("w", newline="", encoding="utf-8") for path in headers}
+        with ExitStack() as opened:
+            self._files: dict[Path, IO[str]] = {
+                path: opened.enter_context(path.open("w", newline="", encoding="utf-8")) for path in headers
+            }
+            opened.pop_all()
         self._writers = {path: csv.writer(file, lineterminator="\n") for path, file in self._files.items()}
         self._closing = threading.Event()
         for path, header in headers.items():

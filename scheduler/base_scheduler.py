@@ -52,8 +52,8 @@ class Node:
 
     @property
     def current_power_w(self) -> float:
-        """Latest measured power, or the profile's busy power where no measurement can be believed, watts."""
-        return self.busy_w if self.power_w is None else self.power_w
+        """Latest measured power, or the profile's busy power where no measurement above 0 can be believed, watts."""
+        return self.power_w if self.power_w is not None and self.power_w > 0 else self.busy_w
 
     @property
     def energy_above_idle_j(self) -> float:

@@ -1,8 +1,9 @@
-"""Puts docker/ and the helpers of these tests on the path, and serves applications on real sockets.
+"""Puts docker/ and these tests on the path, also where no settings of pytest do, and serves applications on real sockets.
 
 Valid Python 3.6, as are servers.py, test_accelerator.py and test_inference_server.py: test_py36.py runs them there.
 """
 
+import asyncio
 import socket
 import sys
 import threading
@@ -11,12 +12,18 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parents[1] / "docker"), str(HERE)]
-
-from servers import PATIENCE_S, Client  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "docker")]
 
 from inference_server.serve import AnnouncedServer  # noqa: E402
+from tests.docker.servers import PATIENCE_S, Client  # noqa: E402
+
+
+def _run(server: AnnouncedServer, bound: socket.socket) -> None:
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    loop.run_until_complete(server.serve([bound]))
+    loop.close()
 
 
 @pytest.fixture
@@ -30,7 +37,7 @@ def run_app() -> Iterator[Callable[[Any], Client]]:
         port = bound.getsockname()[1]
         ready = threading.Event()
         server = AnnouncedServer(app, "127.0.0.1", port, ready.set)
-        thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
+        thread = threading.Thread(target=_run, args=(server, bound), daemon=True)
         thread.start()
         assert ready.wait(PATIENCE_S)
         client = Client(port)

@@ -4,7 +4,7 @@ import http.client
 import json
 import threading
 from pathlib import Path
-from typing import Any, Dict, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from inference_server import Backend
 
@@ -57,10 +57,10 @@ class FakeBackend(Backend):
         self.gate = threading.Event()
         self.gate.set()
         self.begun = threading.Semaphore(0)
-        self.calls = []  # type: list
-        self.failure = None  # type: Optional[Exception]
+        self.calls: List[Tuple[str, int]] = []
+        self.failure: Optional[Exception] = None
         self.made_in = threading.current_thread()
-        self.closed_in = None  # type: Optional[threading.Thread]
+        self.closed_in: Optional[threading.Thread] = None
 
     def infer(self, model: str, image: bytes) -> int:
         self.calls.append((model, image[0]))

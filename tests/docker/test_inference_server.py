@@ -10,11 +10,12 @@ import subprocess
 import sys
 import textwrap
 import threading
+from typing import Any, Dict
 
 import pytest
-from servers import DOCKER, PATIENCE_S, Client, FakeBackend
 
 from inference_server import Accelerator, AcceleratorGone, create_app
+from tests.docker.servers import DOCKER, PATIENCE_S, Client, FakeBackend
 
 SIZE = 224 * 224 * 3
 IMAGE = b"\7" + bytes(SIZE - 1)
@@ -57,7 +58,7 @@ def client(accelerator, backend, run_app):
 
 
 def json_request(**changes):
-    fields = {"model": "resnet50", "input": base64.b64encode(IMAGE).decode()}
+    fields: Dict[str, Any] = {"model": "resnet50", "input": base64.b64encode(IMAGE).decode()}
     fields.update(changes)
     return json.dumps({name: value for name, value in fields.items() if value is not ...})
 
@@ -240,7 +241,7 @@ def test_request_whose_client_went_away_is_not_computed(client, accelerator, bac
 
     leaver = socket.create_connection(("127.0.0.1", client.port), PATIENCE_S)
     head = "POST /infer?model=mobilenet HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
-    leaver.sendall((head + "Content-Length: %d\r\n\r\n" % SIZE).encode() + IMAGE)
+    leaver.sendall((head + f"Content-Length: {SIZE}\r\n\r\n").encode() + IMAGE)
     assert accelerator.submitted.acquire(timeout=PATIENCE_S)
     withdrawn = threading.Event()
     accelerator.futures[-1].add_done_callback(lambda future: withdrawn.set())
@@ -299,10 +300,10 @@ def test_sigterm_finishes_the_request_that_runs_and_ends_with_0():
 
         bound = socket.socket()
         bound.bind(("127.0.0.1", 0))
-        ready = lambda: print(bound.getsockname()[1], flush=True)
+        ready = lambda: print(bound.getsockname()[1], bound.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY), flush=True)
         serve(create_app("slow1", Accelerator(Slow)), bound_socket=bound, on_ready=ready)
         """
-    process = subprocess.Popen(
+    process: Any = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(program)],
         env=dict(os.environ, PYTHONPATH=str(DOCKER)),
         stdin=subprocess.PIPE,
@@ -311,7 +312,9 @@ def test_sigterm_finishes_the_request_that_runs_and_ends_with_0():
         universal_newlines=True,
     )
     try:
-        client, answers = Client(int(process.stdout.readline())), []
+        port, without_delay = process.stdout.readline().split()
+        assert int(without_delay)  # else each answer waits for the client's delayed acknowledgement
+        client, answers = Client(int(port)), []
         asking = threading.Thread(target=lambda: answers.append(client.infer(IMAGE)))
         asking.start()
         assert process.stdout.readline() == "begun\n"
@@ -325,4 +328,4 @@ def test_sigterm_finishes_the_request_that_runs_and_ends_with_0():
         assert (process.returncode, out, err) == (0, "closed\n", "")
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
