@@ -39,6 +39,8 @@ TRACE_COLUMNS = (
 )
 LARGEST_TRACE = 10**8
 """Most tasks, and most device seconds, of a run: about 10 GB."""
+FASTEST_MPS = 1e4
+"""Largest velocity component of a replayed device; faster is a mistake in the file."""
 _ROWS_AT_ONCE = 4096
 
 Floats = NDArray[np.float64]
@@ -261,7 +263,7 @@ def scenario_sha256(settings: Settings, trace: Trace) -> str:
     for first in range(0, len(trace), _ROWS_AT_ONCE):
         last = first + _ROWS_AT_ONCE
         for texts in (trace.device_type, trace.model_name, trace.slo_class):
-            digest.update("\n".join(texts.slice(first, last)).encode())
+            digest.update("\n".join([*texts.slice(first, last), ""]).encode())
     for column in (
         trace.task_id,
         trace.device_id,
@@ -305,7 +307,7 @@ def load_trace(path: Path, settings: Settings) -> Trace:
         UsageError: the file is missing, lacks a column, or a line holds something that cannot be run; the text names the line.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
             header = next(reader, [])
             rows = list(reader)
@@ -314,6 +316,8 @@ def load_trace(path: Path, settings: Settings) -> Trace:
     missing = [name for name in TRACE_COLUMNS if name not in header]
     if missing:
         raise UsageError(f"{path}:1: missing column {missing[0]}; expected {','.join(TRACE_COLUMNS)}")
+    if len(set(header)) != len(header):
+        raise UsageError(f"{path}:1: a column stands twice: {','.join(header)}")
     if not rows:
         raise UsageError(f"{path}: holds no task")
     for line, row in enumerate(rows, start=2):
@@ -345,6 +349,9 @@ class _TraceReader:
         side_m = self._settings.devices.area_side_m
         for axis, name in enumerate(("device_x_m", "device_y_m")):
             self._require(name, (position[axis] >= 0) & (position[axis] <= side_m), f"a position within 0 … {side_m:g}")
+        velocity = np.stack([self._numbers("device_vx_mps"), self._numbers("device_vy_mps")])
+        for axis, name in enumerate(("device_vx_mps", "device_vy_mps")):
+            self._require(name, np.abs(velocity[axis]) <= FASTEST_MPS, f"a velocity within ±{FASTEST_MPS:g} m/s")
         in_coverage = self._flags("in_coverage")
         covered = Cell.of(self._settings.devices).covers(*position)
         self._require("in_coverage", in_coverage == covered, "what the device's position and the cell of the settings give")
@@ -358,7 +365,7 @@ class _TraceReader:
             arrival_time_s=arrival_time_s,
             base_deadline_s=base_deadline_s,
             position_m=position,
-            velocity_mps=np.stack([self._numbers("device_vx_mps"), self._numbers("device_vy_mps")]),
+            velocity_mps=velocity,
             in_coverage=in_coverage,
             service_noise=service_noise,
         )

@@ -27,7 +27,7 @@ class HarnessError(Exception):
     """A run could not be done; its text, made one line, is for the person at the terminal (exit status 1)."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(" ".join(text.split()))
+        super().__init__(" ".join(line.strip() for line in text.splitlines()))
 
 
 class UsageError(HarnessError):

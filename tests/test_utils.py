@@ -1,0 +1,421 @@
+"""Helpers of several rooms: YAML with line numbers, random streams, row files, JSON written whole, the commit of a run."""
+
+import errno
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import BaseModel
+
+import utils
+from utils import (
+    PROJECT_ROOT,
+    RANDOM_STREAMS,
+    HarnessError,
+    Interrupted,
+    Positive,
+    RowFiles,
+    StrictModel,
+    UsageError,
+    did_you_mean,
+    git_commit,
+    random_stream,
+    read_yaml,
+    validated,
+    write_json_atomically,
+)
+
+FULL_DISK = Path("/dev/full")
+needs_full_disk = pytest.mark.skipif(not FULL_DISK.exists(), reason="no /dev/full here")
+PATIENCE_S = 30
+
+
+# YAML
+
+
+def written(tmp_path, content):
+    path = tmp_path / "file.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_every_key_has_its_line(tmp_path):
+    path = written(tmp_path, "# first\na: 1\nb:\n  c: 2\n\n  d: [x,\n    {e: 3}]\n")
+    content, lines = read_yaml(path)
+    assert content == {"a": 1, "b": {"c": 2, "d": ["x", {"e": 3}]}}
+    assert lines == {
+        ("a",): 2,
+        ("b",): 3,
+        ("b", "c"): 4,
+        ("b", "d"): 6,
+        ("b", "d", 0): 6,
+        ("b", "d", 1): 7,
+        ("b", "d", 1, "e"): 7,
+    }
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# only a comment\n"])
+def test_file_without_content_is_an_empty_mapping(tmp_path, text):
+    assert read_yaml(written(tmp_path, text)) == ({}, {})
+
+
+def test_anchors_may_be_used(tmp_path):
+    content, _ = read_yaml(written(tmp_path, "a: &it {x: 1}\nb: *it\n"))
+    assert content == {"a": {"x": 1}, "b": {"x": 1}}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: 1\nb: 2\na: 3\n", ":3: key a stands twice"),
+        ("a:\n  b: 1\n  b: 2\n", ":3: key b stands twice"),
+        ("a: [1\n", ":2: not YAML: "),
+        ("a: 1\n\tb: 2\n", ":2: not YAML: "),
+        ("a: *nowhere\n", ":1: not YAML: "),
+        ("x: !!python/object:os.system {}\n", ":1: not YAML: "),
+        ("a: 1\n---\nb: 2\n", ":2: not YAML: "),
+        ("- a\n", ": expected a mapping of settings, found list"),
+        ("5\n", ": expected a mapping of settings, found int"),
+        (b"a: \xff\xfe\n", ": cannot be read: "),
+        (b"a: \x00\n", ": not YAML: "),
+        ("a: 2001-99-99\n", ""),
+        ("a: !!int many\n", ""),
+        ("a: " + "9" * 5000 + "\n", ""),
+        ("a: &a [*a]\n", ""),
+        ("a: " + "[" * 3000 + "]" * 3000 + "\n", ""),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_what_is_no_settings_file_is_refused_in_one_line(tmp_path, text, expected):
+    path = written(tmp_path, text)
+    with pytest.raises(UsageError) as caught:
+        read_yaml(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}{expected}")
+    assert "\n" not in message
+
+
+def test_folder_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_yaml(tmp_path)
+
+
+class Inner(StrictModel):
+    width: Positive
+    height: Positive = 1
+
+
+class Outer(StrictModel):
+    parts: dict[str, Inner] = {}
+    rows: list[Inner] = []
+    one: Inner | None = None
+
+
+@pytest.mark.parametrize(
+    "text", ["parts: {a: {width: 1, hight: 1}}", "rows: [{width: 1, hight: 1}]", "one: {width: 1, hight: 1}"]
+)
+def test_nearest_key_is_found_at_every_depth(tmp_path, text):
+    content, lines = read_yaml(written(tmp_path, text))
+    with pytest.raises(UsageError, match=r"^file:1: unknown key [a-z0-9.]+\.hight; did you mean height\?$"):
+        validated(Outer, content, "file", lines)
+
+
+def test_misspelt_key_that_may_not_be_left_out_is_met_with_the_nearest_one():
+    with pytest.raises(UsageError, match=r"^file: unknown key one\.widht; did you mean width\?$"):
+        validated(Outer, {"one": {"widht": 1}}, "file", {})
+
+
+def test_content_without_lines_is_still_named():
+    with pytest.raises(UsageError, match=r"^options: parts\.a\.width is missing$"):
+        validated(Outer, {"parts": {"a": {}}}, "options", {})
+
+
+def test_models_from_yaml_are_immutable():
+    inner: BaseModel = Inner(width=1)
+    with pytest.raises(ValueError, match="frozen"):
+        inner.width = 2  # type: ignore[attr-defined]
+
+
+def test_nearest_name_is_offered_only_where_one_is_near():
+    assert did_you_mean("topsys", ["random", "topsis"]) == "; did you mean topsis?"
+    assert did_you_mean("xyzzy", ["random", "topsis"]) == ""
+
+
+def test_every_error_of_the_harness_is_a_harness_error():
+    assert issubclass(UsageError, HarnessError)
+    assert issubclass(Interrupted, HarnessError)
+
+
+# Random streams
+
+
+def test_stream_is_the_child_of_the_seed_at_its_names_place():
+    # numpy's own spawn(), the documented way to independent streams, is the independent source here.
+    children = np.random.SeedSequence(42).spawn(len(RANDOM_STREAMS))
+    for name, child in zip(RANDOM_STREAMS, children, strict=True):
+        np.testing.assert_array_equal(random_stream(42, name).random(9), np.random.default_rng(child).random(9))
+
+
+def test_drawing_from_one_stream_moves_no_other():
+    alone = {name: random_stream(7, name).random(50) for name in RANDOM_STREAMS}
+    together = {name: random_stream(7, name) for name in RANDOM_STREAMS}
+    drawn: dict[str, list[float]] = {name: [] for name in RANDOM_STREAMS}
+    order = np.random.default_rng(0).permutation(np.repeat(np.arange(len(RANDOM_STREAMS)), 50))
+    for position in order:
+        name = RANDOM_STREAMS[position]
+        drawn[name].append(together[name].random())
+    for name in RANDOM_STREAMS:
+        np.testing.assert_array_equal(drawn[name], alone[name])
+
+
+def test_streams_leave_the_global_generator_alone():
+    np.random.seed(3)
+    expected = np.random.random_sample()
+    np.random.seed(3)
+    random_stream(42, "arrivals").random(1000)
+    assert np.random.random_sample() == expected
+
+
+def test_streams_of_one_seed_and_of_neighbouring_seeds_are_uncorrelated():
+    n = 10_000
+    draws = [random_stream(seed, name).standard_normal(n) for seed in (1, 2) for name in RANDOM_STREAMS]
+    correlation = np.asarray(np.corrcoef(draws))[np.triu_indices(len(draws), k=1)]
+    # Between independent normal samples r is close to normal with deviation 1/sqrt(n); 5 deviations for 153 pairs.
+    assert np.abs(correlation).max() < 5 / np.sqrt(n)
+
+
+def test_each_name_has_a_stream_of_its_own():
+    first = {name: random_stream(0, name).integers(2**62) for name in RANDOM_STREAMS}
+    assert all(first[a] != first[b] for a, b in combinations(RANDOM_STREAMS, 2))
+
+
+def test_every_choice_of_the_design_has_its_stream():
+    # design.md, section 4, "Random streams".
+    named = {"arrivals", "models", "slo_classes", "deadlines", "placement", "movement", "service_noise", "policy"}
+    assert named <= set(RANDOM_STREAMS)
+
+
+def test_unknown_stream_is_refused():
+    with pytest.raises(ValueError, match=r"not in tuple|index"):
+        random_stream(1, "weather")
+
+
+# Row files
+
+
+def unexpected(error: OSError) -> None:
+    pytest.fail(f"a write failed: {error}")
+
+
+def test_rows_stand_in_order_under_their_header(tmp_path):
+    one, two = tmp_path / "one.csv", tmp_path / "two.csv"
+    files = RowFiles({one: ("a", "b"), two: ("c",)}, unexpected)
+    for number in range(1000):
+        files.append(one, (number, number / 10))
+        files.append(two, (-number,))
+    files.close()
+    assert one.read_bytes() == b"a,b\n" + b"".join(b"%d,%r\n" % (n, n / 10) for n in range(1000))
+    assert two.read_text().split() == ["c", *(str(-n) for n in range(1000))]
+
+
+def test_values_are_written_as_the_files_of_a_run_need_them(tmp_path):
+    path = tmp_path / "rows.csv"
+    files = RowFiles({path: ("x",) * 6}, unexpected)
+    files.append(path, (None, True, False, 0.1 + 0.2, 'a,"b"', 0))
+    files.close()
+    assert path.read_text().splitlines()[1] == ',true,false,0.30000000000000004,"a,""b""",0'
+
+
+def test_rows_of_many_threads_all_arrive_whole(tmp_path):
+    path = tmp_path / "rows.csv"
+    files = RowFiles({path: ("thread", "row")}, unexpected, flush_interval_s=0.001)
+
+    def produce(thread):
+        for row in range(500):
+            files.append(path, (thread, row))
+
+    threads = [threading.Thread(target=produce, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    files.close()
+    rows = [tuple(map(int, line.split(","))) for line in path.read_text().splitlines()[1:]]
+    assert sorted(rows) == [(thread, row) for thread in range(4) for row in range(500)]
+    for number in range(4):
+        assert [row for thread, row in rows if thread == number] == list(range(500))
+
+
+def test_rows_reach_a_reader_while_the_run_goes_on(tmp_path):
+    fifo = tmp_path / "rows"
+    os.mkfifo(fifo)
+    lines: queue.Queue[str] = queue.Queue()
+
+    def read():
+        with open(fifo) as file:
+            for line in file:
+                lines.put(line)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    files = RowFiles({fifo: ("a",)}, unexpected, flush_interval_s=0.01)
+    assert lines.get(timeout=PATIENCE_S) == "a\n"
+    files.append(fifo, (1,))
+    assert lines.get(timeout=PATIENCE_S) == "1\n"
+    files.close()
+    reader.join(PATIENCE_S)
+    assert not reader.is_alive()
+
+
+def test_closing_twice_is_harmless(tmp_path):
+    files = RowFiles({tmp_path / "rows.csv": ("a",)}, unexpected)
+    files.close()
+    files.close()
+    assert files.error is None
+
+
+@needs_full_disk
+def test_full_disk_is_told_once_and_kept(tmp_path):
+    told: queue.Queue[OSError] = queue.Queue()
+    other = tmp_path / "other.csv"
+    files = RowFiles({other: ("a",), FULL_DISK: ("b",)}, told.put, flush_interval_s=0.001)
+    error = told.get(timeout=PATIENCE_S)
+    assert error.errno == errno.ENOSPC
+    for _ in range(100):
+        files.append(FULL_DISK, (1,))
+        files.append(other, (1,))
+    files.close()
+    assert files.error is error
+    assert told.empty()
+
+
+def test_file_that_cannot_be_made_is_refused_and_the_others_are_closed(tmp_path):
+    with pytest.raises(FileNotFoundError):  # a file left open would make a ResourceWarning, here an error
+        RowFiles({tmp_path / "rows.csv": ("a",), tmp_path / "absent" / "rows.csv": ("a",)}, unexpected)
+
+
+FILL_THE_DISK = """
+import json, resource, sys, threading
+from pathlib import Path
+from utils import RowFiles, write_json_atomically
+
+folder = Path(sys.argv[1])
+(folder / "summary.json").write_text("old")
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+told = []
+full = threading.Event()
+def on_error(error):
+    told.append(type(error).__name__)
+    full.set()
+files = RowFiles({folder / "rows.csv": ("number",)}, on_error, flush_interval_s=0.001)
+number = 0
+while not full.is_set():
+    number += 1
+    files.append(folder / "rows.csv", (number,))
+    if number % 1000 == 0:
+        full.wait(0.01)
+files.close()
+try:
+    write_json_atomically(folder / "summary.json", ["x"] * 20_000)
+except OSError as error:
+    told.append("summary refused")
+print(json.dumps(told))
+"""
+
+
+def test_disk_that_fills_up_keeps_what_was_written_before(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-c", FILL_THE_DISK, str(tmp_path)], cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout) == ["OSError", "summary refused"]
+    *whole, last = (tmp_path / "rows.csv").read_text().split("\n")
+    numbers = [str(number) for number in range(1, len(whole))]
+    assert whole == ["number", *numbers]
+    assert len(whole) > 1000
+    assert str(len(whole)).startswith(last)
+    assert (tmp_path / "summary.json").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.csv", "summary.json"]
+
+
+# JSON
+
+
+def test_json_is_written_whole_and_reads_back(tmp_path):
+    path = tmp_path / "summary.json"
+    content = {"a": [1, None, 0.1], "b": {"naïve": "한국어"}}
+    write_json_atomically(path, content)
+    assert json.loads(path.read_text(encoding="utf-8")) == content
+    assert path.read_bytes().endswith(b"}\n")
+    assert "한국어" in path.read_text(encoding="utf-8")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("content", "error"), [([float("nan")], ValueError), ([float("inf")], ValueError), ([object()], TypeError)]
+)
+def test_what_is_no_json_leaves_the_old_file_and_no_rubbish(tmp_path, content, error):
+    path = tmp_path / "summary.json"
+    path.write_text("old")
+    with pytest.raises(error):
+        write_json_atomically(path, content)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_reader_never_sees_half_a_file(tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    write_json_atomically(path, ["old"])
+    seen = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: seen.append(json.loads(path.read_text())))
+    write_json_atomically(path, ["new"])
+    assert seen == [["old"]]
+    assert json.loads(path.read_text()) == ["new"]
+
+
+def test_json_into_a_missing_folder_is_an_os_error(tmp_path):
+    with pytest.raises(OSError, match="absent"):
+        write_json_atomically(tmp_path / "absent" / "summary.json", {})
+
+
+# Commit
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setattr(utils, "PROJECT_ROOT", tmp_path)
+
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        run = subprocess.run(["git", *identity, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return run.stdout.strip()
+
+    return git
+
+
+def test_commit_of_a_checkout_says_whether_it_was_changed(checkout, tmp_path):
+    checkout("init", "--quiet")
+    (tmp_path / "file").write_text("1")
+    checkout("add", "file")
+    checkout("commit", "--quiet", "-m", "one")
+    commit = checkout("rev-parse", "HEAD")
+    assert git_commit() == commit
+    (tmp_path / "results").write_text("not of the checkout")
+    assert git_commit() == commit
+    (tmp_path / "file").write_text("2")
+    assert git_commit() == f"{commit}+dirty"
+
+
+def test_there_is_no_commit_outside_git(checkout):
+    assert git_commit() is None
