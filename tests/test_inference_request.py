@@ -1,0 +1,573 @@
+"""The wall-clock cluster and its client against servers that answer as told: every way in which a request can end."""
+
+import json
+import re
+import threading
+from base64 import b64decode
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from inference_request import (
+    IMAGE,
+    WORKERS,
+    HttpCluster,
+    NodeClient,
+    NodeFault,
+    NodeFull,
+    NodeUnreachable,
+    RequestRefused,
+    placeholders,
+    require_worker_urls,
+)
+from task import Decision, Outcome, TaskResult
+from tests.helpers import (
+    DEVICE,
+    FirstOffered,
+    Reply,
+    default_settings,
+    eventually,
+    make_task,
+    rng,
+    scripted_server,
+    small_profile,
+)
+from utils import HarnessError, UsageError
+
+MODELS = ("resnet50", "vgg16")
+ANSWER = {"server": "x", "model": "resnet50", "queue_time": 0.25, "inference_time": 0.5, "result": "done", "top1": 1}
+OK = Reply(content=ANSWER)
+FULL = Reply(503, {"detail": "2 requests are waiting"}, {"Retry-After": "1"})
+NAMES = ("coral1", "hailo1", "jetson1")
+
+
+def healthy(models=MODELS, binary=True):
+    return Reply(content={"status": "ok", "server": "x", "accelerator": "y", "models": list(models), "binary": binary})
+
+
+class Node:
+    """What one scripted node says; a list of answers is used up one by one, and its last one stays."""
+
+    def __init__(self, infer=OK, health=None):
+        self.infer = infer if isinstance(infer, list) else [infer]
+        self.health = healthy() if health is None else health
+
+    def __call__(self, asked):
+        if asked.path == "/health":
+            return self.health
+        return self.infer.pop(0) if len(self.infer) > 1 else self.infer[0]
+
+
+class Harness:
+    """A cluster of scripted nodes, entered; `send` places a task and waits for its end."""
+
+    def __init__(self, stack, scripts, **requests):
+        self.servers = {name: stack.enter_context(scripted_server(script)) for name, script in scripts.items()}
+        self.results: list[TaskResult] = []
+        self.decisions: list[Decision] = []
+        quick = {"connect_timeout_s": 5.0, "request_timeout_s": 10.0, "health_interval_s": 3600.0, "connections_per_node": 1}
+        settings = default_settings(requests={**quick, **requests})
+        self.policy = FirstOffered(settings, rng())
+        self.cluster = HttpCluster(
+            {name: f"{server.url}/infer" for name, server in self.servers.items()},
+            small_profile({name: dict.fromkeys(MODELS, 10.0) for name in NAMES}),
+            settings,
+            self.policy,
+            {},
+            self.results.append,
+            self.decisions.append,
+        )
+        self._task_id = 0
+
+    def place(self, model="resnet50", deadline_s=60.0, noise=0.0):
+        with self.cluster.lock:
+            task = make_task(self._task_id, self.cluster.now_s(), deadline_s, model)
+            self._task_id += 1
+            self.cluster.place(task, DEVICE, noise)
+
+    def send(self, **task):
+        self.place(**task)
+        self.cluster.drain()
+        return self.results[-1]
+
+    def up(self):
+        with self.cluster.lock:
+            return [node.name for node in self.cluster.nodes if node.up]
+
+    def inferences(self, name):
+        return [asked for asked in self.servers[name].asked if asked.method == "POST"]
+
+
+@contextmanager
+def harness(*scripts, **requests):
+    with ExitStack() as stack:
+        made = Harness(stack, dict(zip(NAMES, scripts, strict=False)), **requests)
+        with made.cluster:
+            made.cluster.start_load()
+            yield made
+            made.cluster.stop()
+        for thread in made.cluster._threads:
+            thread.join(10.0)
+            assert not thread.is_alive()
+
+
+def test_image_has_the_size_that_every_model_takes():
+    assert len(IMAGE) == 150528 == 224 * 224 * 3
+
+
+def test_binary_body_is_sent_where_health_announces_it():
+    with harness(Node(health=healthy(binary=True))) as one:
+        result = one.send(model="vgg16", noise=-1.25)
+        (asked,) = one.inferences("coral1")
+    assert (asked.path, asked.headers["Content-Type"]) == ("/infer?model=vgg16", "application/octet-stream")
+    assert asked.body == IMAGE
+    assert asked.headers["X-Service-Noise"] == "-1.25"
+    assert result.outcome is Outcome.ON_TIME
+
+
+@pytest.mark.parametrize("health", [healthy(binary=False), Reply(content={"models": ["resnet50"]})])
+def test_json_is_sent_where_health_announces_nothing(health):
+    with harness(Node(health=health)) as one:
+        result = one.send(noise=0.1)
+        (asked,) = one.inferences("coral1")
+    assert (asked.path, asked.headers["Content-Type"]) == ("/infer", "application/json")
+    body = json.loads(asked.body)
+    assert body["model"] == "resnet50" and b64decode(body["input"]) == IMAGE
+    assert float(asked.headers["X-Service-Noise"]) == 0.1
+    assert result.outcome is Outcome.ON_TIME
+
+
+def test_result_holds_the_durations_of_the_server_and_the_times_of_the_master():
+    with harness(Node()) as one:
+        result = one.send()
+    assert (result.server_queue_time_s, result.inference_time_s) == (0.25, 0.5)
+    times = (result.task.arrival_time_s, result.dispatch_time_s, result.start_time_s, result.completion_time_s)
+    assert list(times) == sorted(times)
+    assert (result.assigned_node, result.attempts, result.error) == ("coral1", 1, None)
+
+
+def test_late_answer_counts_late():
+    with harness(Node()) as one:
+        assert one.send(deadline_s=1e-9).outcome is Outcome.LATE
+
+
+def test_one_connection_is_kept_for_all_requests_of_a_thread():
+    with harness(Node()) as one:
+        for _ in range(5):
+            assert one.send().outcome is Outcome.ON_TIME
+        assert len({asked.connection for asked in one.inferences("coral1")}) == 1
+
+
+@pytest.mark.parametrize("script", [Reply(content=ANSWER, headers={"Connection": "close"}), Reply(content=ANSWER, hangs_up=True)])
+def test_server_that_closes_connections_between_requests_loses_no_task(script):
+    with harness(Node(script), request_timeout_s=5.0) as one:
+        for _ in range(5):
+            assert one.send().outcome is Outcome.ON_TIME
+            # The server ends its side only after its answer; what is tested is a connection that has been closed.
+            assert eventually(lambda: len(one.servers["coral1"]._connections) == 1)  # the health thread's
+        assert len({asked.connection for asked in one.inferences("coral1")}) == 5
+        assert one.up() == ["coral1"]
+
+
+def test_full_node_keeps_its_place_and_another_one_is_tried():
+    with harness(Node(FULL), Node()) as one:
+        results = [one.send() for _ in range(4)]
+        assert {(r.outcome, r.assigned_node, r.attempts) for r in results} == {(Outcome.ON_TIME, "hailo1", 2)}
+        assert one.up() == ["coral1", "hailo1"]
+        assert one.policy.offers == [["coral1", "hailo1"], ["hailo1"]] * 4
+        assert [(d.attempt, d.selected_node) for d in one.decisions] == [(1, "coral1"), (2, "hailo1")] * 4
+
+
+def test_task_fails_when_every_node_is_full():
+    with harness(Node(FULL), Node(FULL)) as one:
+        result = one.send()
+        assert one.up() == ["coral1", "hailo1"]
+    assert (result.outcome, result.attempts) == (Outcome.FAILED, 2)
+    assert result.error.startswith("hailo1: HTTP 503") and "2 requests are waiting" in result.error
+
+
+def test_three_errors_in_a_row_take_a_node_out_and_each_task_is_tried_elsewhere():
+    with harness(Node(Reply(500, {"detail": "inference failed"})), Node()) as one:
+        for expected in (["coral1", "hailo1"], ["coral1", "hailo1"], ["hailo1"], ["hailo1"]):
+            assert one.send().assigned_node == "hailo1"
+            assert one.up() == expected
+        assert len(one.inferences("coral1")) == 3
+
+
+def test_errors_that_are_not_in_a_row_do_not_take_a_node_out():
+    broken = Reply(500)
+    with harness(Node([broken, broken, OK, broken, broken, OK, OK]), Node()) as one:
+        nodes = [one.send().assigned_node for _ in range(7)]
+        assert one.up() == ["coral1", "hailo1"]
+    assert nodes == ["hailo1", "hailo1", "coral1", "hailo1", "hailo1", "coral1", "coral1"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not JSON",
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b"{}",
+        {"queue_time": 0.1},
+        {"queue_time": 0.1, "inference_time": None},
+        {"queue_time": 0.1, "inference_time": "soon"},
+        {"queue_time": 0.1, "inference_time": [0.1]},
+        b'{"queue_time": 0.1, "inference_time": NaN}',
+        b'{"queue_time": 0.1, "inference_time": 1e999}',
+        b'{"queue_time": Infinity, "inference_time": 0.1}',
+        b'{"queue_time": 0.1, "inference_time": -0.1}',
+        b'{"queue_time": 0.1, "inference_time": 1' + b"0" * 400 + b"}",
+    ],
+)
+def test_answer_that_is_not_as_agreed_counts_as_an_error_of_the_node(content):
+    with harness(Node(Reply(content=content)), Node(), drain_timeout_s=5.0) as one:
+        result = one.send()
+        assert one.up() == ["coral1", "hailo1"]
+    assert (result.outcome, result.assigned_node, result.attempts) == (Outcome.ON_TIME, "hailo1", 2)
+
+
+def test_refused_request_fails_without_another_attempt():
+    with harness(Node(Reply(400, {"detail": "input: expected 150528 bytes"})), Node()) as one:
+        result = one.send()
+        assert one.up() == ["coral1", "hailo1"]
+        assert one.inferences("hailo1") == []
+    assert (result.outcome, result.attempts) == (Outcome.FAILED, 1)
+    assert result.error.startswith("coral1: HTTP 400") and "expected 150528 bytes" in result.error
+
+
+def test_model_that_the_node_does_not_have_after_all_is_tried_elsewhere():
+    with harness(Node(Reply(404, {"detail": "unknown model"})), Node()) as one:
+        result = one.send()
+        assert one.up() == ["coral1", "hailo1"]
+    assert (result.outcome, result.assigned_node, result.attempts) == (Outcome.ON_TIME, "hailo1", 2)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        Reply(reset=True),
+        Reply(raw=b""),
+        Reply(raw=b"this is no HTTP\r\n\r\n"),
+        Reply(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{"),
+        Reply(raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n"),
+        Reply(raw=b"HTTP/1.1 200 OK\r\n" + b"X-Header: 1\r\n" * 200 + b"\r\n"),
+        Reply(raw=b"HTTP/1.1 200 OK\r\nX-Header: " + b"1" * 70000 + b"\r\n\r\n"),
+    ],
+    ids=["reset", "closed", "no HTTP", "cut off", "bad chunk", "too many headers", "too long a header"],
+)
+def test_broken_connection_takes_the_node_out_and_the_task_is_tried_elsewhere(broken):
+    with harness(Node(broken), Node(), drain_timeout_s=5.0) as one:
+        result = one.send()
+        assert (result.outcome, result.assigned_node, result.attempts) == (Outcome.ON_TIME, "hailo1", 2)
+        assert one.up() == ["hailo1"]
+        assert one.send().attempts == 1
+
+
+def test_node_that_does_not_answer_in_time_is_out():
+    never = threading.Event()
+    with harness(Node(Reply(after=never)), Node(), request_timeout_s=0.1) as one:
+        result = one.send()
+        assert (result.outcome, result.assigned_node, result.attempts) == (Outcome.ON_TIME, "hailo1", 2)
+        assert one.up() == ["hailo1"]
+        never.set()
+
+
+def test_request_may_take_longer_than_connecting_may():
+    never = threading.Event()
+    slow_enough = {"connect_timeout_s": 0.2, "request_timeout_s": 30.0}
+    with harness(Node(Reply(content=ANSWER, after=never)), **slow_enough) as one:
+        one.place()
+        assert eventually(lambda: len(one.inferences("coral1")) == 1)
+        threading.Timer(0.6, never.set).start()  # three times the connect timeout, far below the request timeout
+        one.cluster.drain()
+        (result,) = one.results
+    assert (result.outcome, result.error) == (Outcome.ON_TIME, None)
+
+
+def test_node_is_out_from_a_refused_connection_until_its_health_answers_again():
+    with harness(Node(), Node(), health_interval_s=0.02, connect_timeout_s=5.0) as one:
+        assert one.send().assigned_node == "coral1"
+        one.servers["coral1"].stop()
+        result = one.send()
+        assert (result.outcome, result.assigned_node) == (Outcome.ON_TIME, "hailo1")
+        assert eventually(lambda: one.up() == ["hailo1"])
+        one.servers["coral1"].start()
+        assert eventually(lambda: one.up() == ["coral1", "hailo1"])
+        assert one.send().assigned_node == "coral1"
+        ((name, since_s, until_s),) = one.cluster.down_periods()
+    assert name == "coral1" and 0.0 < since_s < until_s
+
+
+def test_node_that_is_still_down_is_down_until_now():
+    with harness(Node(Reply(reset=True)), Node()) as one:
+        one.send()
+        ((name, since_s, until_s),) = one.cluster.down_periods()
+        assert name == "coral1" and 0.0 < since_s <= until_s <= one.cluster.now_s()
+
+
+def test_health_that_says_503_takes_the_node_out_and_its_waiting_tasks_elsewhere():
+    gate = threading.Event()
+    with harness(Node(Reply(content=ANSWER, after=gate)), Node(), health_interval_s=0.02) as one:
+        one.place()
+        assert eventually(lambda: len(one.inferences("coral1")) == 1)
+        one.place()  # waits behind the first on the only connection
+        assert len(one.decisions) == 2 and one.decisions[1].selected_node == "coral1"
+        one.servers["coral1"].reply.health = Reply(503, {"detail": "the accelerator is gone"})
+        assert eventually(lambda: one.results != [])
+        gate.set()
+        one.cluster.drain()
+    waiting, first = one.results
+    assert (waiting.assigned_node, waiting.attempts, waiting.outcome) == ("hailo1", 2, Outcome.ON_TIME)
+    assert (first.assigned_node, first.attempts, first.outcome) == ("coral1", 1, Outcome.ON_TIME)
+
+
+def test_node_is_offered_only_the_models_that_its_health_lists():
+    with harness(Node(health=healthy(["resnet50"])), Node(health=healthy(["vgg16"]))) as one:
+        assert one.send(model="vgg16").assigned_node == "hailo1"
+        assert one.send(model="resnet50").assigned_node == "coral1"
+        result = one.send(model="mobilenet")
+    assert (result.outcome, result.error, result.attempts) == (Outcome.FAILED, "no node serves mobilenet", 0)
+
+
+def test_models_that_appear_later_are_offered_later():
+    with harness(Node(health=healthy(["resnet50"])), health_interval_s=0.02) as one:
+        assert one.send(model="vgg16").outcome is Outcome.FAILED
+        one.servers["coral1"].reply.health = healthy(["resnet50", "vgg16"])
+        assert eventually(lambda: "vgg16" in one.cluster.nodes[0].view.models)
+        assert one.send(model="vgg16").outcome is Outcome.ON_TIME
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    "health, says",
+    [
+        (Reply(503, {"detail": "no Edge TPU"}), "/health says 503.*no Edge TPU"),
+        (Reply(content=b"welcome"), "not as agreed.*welcome"),
+        (Reply(content=[]), "not as agreed"),
+        (Reply(content={"status": "ok"}), "not as agreed"),
+        (Reply(content={"models": None}), "not as agreed"),
+        (Reply(raw=b"this is no HTTP\r\n\r\n"), "."),
+        (Reply(reset=True), "reset"),
+    ],
+)
+def test_node_that_is_not_ready_at_the_start_is_named_and_the_others_serve(health, says):
+    with harness(Node(health=health), Node()) as one:
+        assert list(one.cluster.unreachable_at_start) == ["coral1"]
+        assert re.search(says, one.cluster.unreachable_at_start["coral1"])
+        assert one.send().assigned_node == "hailo1"
+        ((name, since_s, _),) = one.cluster.down_periods()
+        assert (name, since_s) == ("coral1", 0.0)
+
+
+def test_no_node_up_ends_the_run_and_says_why_for_each():
+    with ExitStack() as stack:
+        one = Harness(stack, {"coral1": Node(health=Reply(503, {"detail": "no Edge TPU"})), "hailo1": Node()})
+        one.servers["hailo1"].stop()
+        with pytest.raises(HarnessError, match=r"^no node is up: ") as ended:
+            one.cluster.__enter__()
+        assert "hailo1: connection refused" in str(ended.value)
+        assert re.search("coral1: .*no Edge TPU", str(ended.value))
+        assert not any(thread.is_alive() for thread in one.cluster._threads)
+
+
+def test_stop_while_the_nodes_are_asked_for_their_health_waits_for_none_and_runs_nothing():
+    never = threading.Event()
+    with ExitStack() as stack:
+        one = Harness(stack, {"coral1": Node(health=Reply(after=never))}, connect_timeout_s=30.0)
+        one.cluster.stop()
+        with one.cluster:  # the only node has not answered, and never will
+            one.cluster.start_load()
+            assert not one.cluster.advance_to(0.0)
+            one.cluster.drain()
+        assert one.inferences("coral1") == []
+        never.set()
+        for thread in one.cluster._threads:
+            thread.join(10.0)
+            assert not thread.is_alive()
+
+
+def test_outage_before_the_load_is_no_outage_of_the_load():
+    with ExitStack() as stack:
+        one = Harness(stack, {"coral1": Node(), "hailo1": Node()}, health_interval_s=0.02)
+        with one.cluster:
+            one.servers["coral1"].reply.health = Reply(503)
+            assert eventually(lambda: one.up() == ["hailo1"])
+            one.servers["coral1"].reply.health = healthy()
+            assert eventually(lambda: one.up() == ["coral1", "hailo1"])
+            one.cluster.start_load()
+            assert one.cluster.down_periods() == []
+
+
+def test_tasks_open_at_the_drain_timeout_are_late_or_failed_and_a_later_answer_changes_nothing():
+    gate = threading.Event()
+    with harness(Node(Reply(content=ANSWER, after=gate)), drain_timeout_s=0.2) as one:
+        one.place(deadline_s=0.1)
+        one.place(deadline_s=60.0)
+        one.cluster.drain()
+        assert [(r.outcome, r.error) for r in one.results] == [
+            (Outcome.LATE, "drain_timeout"),
+            (Outcome.FAILED, "drain_timeout"),
+        ]
+        gate.set()
+        assert eventually(lambda: one.cluster.nodes[0].queue_depth == 0)
+    assert len(one.results) == 2
+    assert len(one.inferences("coral1")) == 1  # what waited was not sent after the end
+
+
+def test_stop_in_the_middle_leaves_open_tasks_unfinished_and_ends_the_threads():
+    gate = threading.Event()
+    with harness(Node(Reply(content=ANSWER, after=gate))) as one:
+        for _ in range(3):
+            one.place()
+        assert eventually(lambda: len(one.inferences("coral1")) == 1)
+        one.cluster.stop()
+        assert not one.cluster.advance_to(1e9)
+        one.cluster.drain()
+        assert [r.outcome for r in one.results] == [Outcome.UNFINISHED] * 3
+        gate.set()
+    assert len(one.results) == 3
+
+
+def test_threads_carry_the_name_of_their_node():
+    with harness(Node(), Node(), connections_per_node=2) as one:
+        names = {thread.name for thread in one.cluster._threads}
+    assert names == {"coral1-0", "coral1-1", "coral1-health", "hailo1-0", "hailo1-1", "hailo1-health"}
+
+
+def test_requests_travel_on_as_many_connections_as_the_settings_say():
+    gate = threading.Event()
+    with harness(Node(Reply(content=ANSWER, after=gate)), connections_per_node=3) as one:
+        for _ in range(5):
+            one.place()
+        assert eventually(lambda: len(one.inferences("coral1")) == 3)
+        assert one.cluster.nodes[0].queue_depth == 5
+        gate.set()
+        one.cluster.drain()
+        assert [r.outcome for r in one.results] == [Outcome.ON_TIME] * 5
+
+
+def test_advance_to_returns_not_before_its_time():
+    with harness(Node()) as one:
+        target_s = one.cluster.now_s() + 0.02
+        assert one.cluster.advance_to(target_s)
+        assert one.cluster.now_s() >= target_s
+        assert one.cluster.advance_to(0.0)
+
+
+# The client alone.
+
+
+@contextmanager
+def client_of(script, connect_timeout_s=5.0, request_timeout_s=10.0):
+    timeouts = {"connect_timeout_s": connect_timeout_s, "request_timeout_s": request_timeout_s}
+    with scripted_server(script) as server:
+        url = require_worker_urls({"coral1": f"{server.url}/some/path/infer"})["coral1"]
+        client = NodeClient(url, default_settings(requests=timeouts).requests)
+        try:
+            yield client, server
+        finally:
+            client.close()
+
+
+def test_health_is_asked_beside_infer():
+    with client_of(lambda asked: healthy(["a", "b"])) as (client, server):
+        health = client.health()
+        assert (health.models, health.binary) == ({"a", "b"}, True)
+        assert server.paths() == ["/some/path/health"]
+
+
+@pytest.mark.parametrize(
+    "status, error",
+    [
+        (503, NodeFull),
+        (404, NodeFull),
+        (500, NodeFault),
+        (502, NodeFault),
+        (400, RequestRefused),
+        (413, RequestRefused),
+        (302, RequestRefused),
+    ],
+)
+def test_status_tells_whose_fault_it_is(status, error):
+    with client_of(lambda asked: Reply(status, {"detail": "why"})) as (client, _):
+        client.connect()
+        with pytest.raises(error, match=f"HTTP {status}.*why"):
+            client.infer("resnet50", 0.0, True)
+
+
+def test_noise_travels_without_loss():
+    noise = -0.12345678901234567
+    with client_of(lambda asked: OK) as (client, server):
+        client.connect()
+        answer = client.infer("resnet50", noise, True)
+        assert float(server.asked[0].headers["X-Service-Noise"]) == noise
+    assert (answer.queue_time_s, answer.inference_time_s) == (0.25, 0.5)
+
+
+def test_client_goes_on_after_a_timeout():
+    never = threading.Event()
+    node = Node([Reply(after=never), OK])
+    with client_of(node, request_timeout_s=0.1) as (client, _):
+        client.connect()
+        with pytest.raises(NodeUnreachable, match=r"no answer within 0\.1 s"):
+            client.infer("resnet50", 0.0, True)
+        never.set()
+        client.connect()
+        assert client.infer("resnet50", 0.0, True).inference_time_s == 0.5
+
+
+# WORKERS.
+
+
+def test_workers_as_published_hold_six_placeholders():
+    assert list(WORKERS) == ["coral1", "coral2", "jetson1", "jetson2", "hailo1", "hailo2"] == placeholders(WORKERS)
+
+
+def test_only_addresses_that_were_not_filled_in_are_placeholders():
+    workers = {**WORKERS, "coral1": "http://10.42.1.7:8080/infer"}
+    assert placeholders(workers) == ["coral2", "jetson1", "jetson2", "hailo1", "hailo2"]
+    assert placeholders({"coral1": "http://10.42.1.7:8080/infer"}) == []
+
+
+@pytest.mark.parametrize("url", ["http://10.42.1.7:8080/infer", "http://coral1/infer", "http://[::1]:8080/infer"])
+def test_worker_urls_that_make_sense_are_taken(url):
+    assert require_worker_urls({"coral1": url})["coral1"].url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "10.42.1.7",
+        "10.42.1.7:8080/infer",
+        "https://10.42.1.7:8080/infer",
+        "ftp://10.42.1.7/infer",
+        "http://",
+        "http:///infer",
+        "http://10.42.1.7:8080",
+        "http://10.42.1.7:8080/",
+        "http://10.42.1.7:99999/infer",
+        "http://10.42.1.7:port/infer",
+        "http://[::1/infer",
+    ],
+)
+def test_malformed_worker_url_is_refused_by_name(url):
+    with pytest.raises(UsageError, match=r"WORKERS: coral2: expected an address such as http://.*, found") as refused:
+        require_worker_urls({"coral1": "http://10.42.1.7:8080/infer", "coral2": url})
+    assert repr(url) in str(refused.value)
+
+
+def test_worker_that_the_profile_does_not_know_is_refused_by_name():
+    settings = default_settings()
+    with pytest.raises(UsageError, match=r"WORKERS: coral9 is not in the performance profile, which knows coral1"):
+        HttpCluster(
+            {"coral9": "http://10.42.1.7:8080/infer"},
+            small_profile({"coral1": {"resnet50": 1.0}}),
+            settings,
+            FirstOffered(settings, rng()),
+            {},
+            lambda result: None,
+        )

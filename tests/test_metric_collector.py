@@ -1,0 +1,468 @@
+"""The figures of the summary by hand, its keys, its verdict on the run, and the rows of the result files."""
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metric_collector import (
+    DEVICE_COLUMNS,
+    RESULT_COLUMNS,
+    MetricCollector,
+    Row,
+    RunFacts,
+    decision_columns,
+    energy_invalid_reasons,
+    energy_summary,
+    invalid_reasons,
+    jain_index,
+    percentiles,
+)
+from mobility.mobility_manager import MobilityManager
+from task import Decision, Device, NodeEnergy, Outcome, TaskResult
+from tests.helpers import DEVICE, default_settings, make_task, small_profile
+
+PROFILE = small_profile({"coral1": {"resnet50": 100.0, "vgg16": 300.0}, "hailo1": {"resnet50": 50.0}}, overhead_ms=20.0, cv=0.2)
+NODES = ("coral1", "hailo1")
+ENERGY = {"coral1": NodeEnergy(50.0, 10.0, 0.0), "hailo1": NodeEnergy(60.0, 5.0, 0.0)}
+
+
+class StillMobility:
+    """Devices that never move; those below `inside` are in the cell."""
+
+    inside = 100
+
+    def device(self, device_id, time_s):
+        return Device(device_id, "fixed", 1.0, 2.0, 0.0, 0.0, device_id < self.inside)
+
+    def in_cell_share(self, start_s, end_s):
+        return 0.75
+
+
+def settings_of(**changes):
+    classes = {"hard": {"share": 0.5}, "normal": {"share": 0.0}, "soft": {"share": 0.5}}
+    return default_settings(**{"duration_s": 120.0, "slo_classes": classes, "seed": 11, **changes})
+
+
+def collector(settings=None, mobility=None, **writers):
+    return MetricCollector(settings or settings_of(), PROFILE, NODES, mobility or StillMobility(), **writers)
+
+
+def facts(settings=None, **changes):
+    given = {
+        "experiment_id": "20260101_000000",
+        "started_at": "2026-01-01T00:00:00+00:00",
+        "finished_at": "2026-01-01T00:02:00+00:00",
+        "interrupted": False,
+        "cluster": "emulated",
+        "scheduler": "topsis",
+        "settings": settings or settings_of(),
+        "scenario_sha256": "ab" * 32,
+        "window_s": 100.0,
+        "energy": ENERGY,
+    }
+    return RunFacts(**{**given, **changes})
+
+
+def answered(
+    task_id=0, response_s=0.5, arrival_s=0.0, node="coral1", inference_s=0.1, device=DEVICE, noise=0.0, lag_s=0.001, **task
+):
+    sent = make_task(task_id, arrival_s, **task)
+    outcome = Outcome.ON_TIME if response_s <= sent.adapted_deadline_s else Outcome.LATE
+    sent_s = arrival_s + lag_s
+    return TaskResult(sent, device, noise, outcome, node, 1, sent_s, sent_s, arrival_s + response_s, 0.0, inference_s)
+
+
+def failed(task_id=0, arrival_s=0.0, **task):
+    return TaskResult(make_task(task_id, arrival_s, **task), DEVICE, 0.0, Outcome.FAILED, "coral1", 2, arrival_s, error="x")
+
+
+def not_placed(outcome, task_id=0, arrival_s=0.0, **task):
+    return TaskResult(make_task(task_id, arrival_s, **task), DEVICE, 0.0, outcome)
+
+
+def summary_of(*results, settings=None, mobility=None, **changes):
+    metrics = collector(settings, mobility)
+    for result in results:
+        metrics.record(result)
+    return metrics.summarise(facts(settings, **changes))
+
+
+# Pure kernels.
+
+
+@given(st.lists(st.floats(0.0, 100.0), min_size=1, max_size=300))
+def test_percentiles_are_inverted_cdf(values):
+    found = percentiles(np.array(values))
+    assert found is not None
+    ordered = sorted(values)
+    for name, percent in {"p50": 500, "p90": 900, "p95": 950, "p99": 990, "p999": 999}.items():
+        # the smallest value that at least that share of the values does not exceed; in whole numbers, free of rounding
+        rank = -(-percent * len(ordered) // 1000)
+        assert found[name] == ordered[rank - 1]
+    assert found["max"] == ordered[-1]
+    assert found["mean"] == pytest.approx(sum(values) / len(values))
+
+
+def test_percentiles_by_hand():
+    values = list(range(1, 101))
+    random.Random(1).shuffle(values)
+    found = percentiles(np.array(values, dtype=float))
+    assert found == {"mean": 50.5, "p50": 50, "p90": 90, "p95": 95, "p99": 99, "p999": 100, "max": 100}
+
+
+def test_percentiles_leave_out_what_is_missing():
+    assert percentiles(np.array([np.nan, 3.0, np.nan])) == percentiles(np.array([3.0]))
+    assert percentiles(np.array([np.nan])) is None
+    assert percentiles(np.array([])) is None
+
+
+def test_jain_index_by_hand():
+    assert jain_index([0.5, 0.5, 0.5]) == pytest.approx(1.0)
+    assert jain_index([1.0, 0.0, 0.0, 0.0]) == pytest.approx(0.25)
+    assert jain_index([1.0, 2.0, 3.0]) == pytest.approx(36 / (3 * 14))
+    assert jain_index([0.0, 0.0]) is None
+
+
+@given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=20), st.floats(0.01, 100.0))
+def test_jain_index_lies_between_one_nth_and_one_and_knows_no_scale(shares, scale):
+    index = jain_index(shares)
+    if index is None or max(shares) < 1e-100:  # squares vanish
+        assert max(shares) < 1e-100
+        return
+    assert 1 / len(shares) - 1e-9 <= index <= 1 + 1e-9
+    assert jain_index([share * scale for share in shares]) == pytest.approx(index)
+
+
+def test_energy_adds_up_and_is_shared_out_over_the_tasks():
+    assert energy_summary(ENERGY, dispatched=10, on_time=5) == {
+        "total": 110.0,
+        "above_idle": 15.0,
+        "above_idle_per_task": 1.5,
+        "above_idle_per_on_time_task": 3.0,
+        "by_node": {"coral1": 50.0, "hailo1": 60.0},
+    }
+
+
+def test_energy_with_a_missing_meter_is_null_where_it_needs_that_node():
+    energy = {**ENERGY, "hailo1": NodeEnergy(None, None, 1.0)}
+    assert energy_summary(energy, 10, 5) == {
+        "total": None,
+        "above_idle": None,
+        "above_idle_per_task": None,
+        "above_idle_per_on_time_task": None,
+        "by_node": {"coral1": 50.0, "hailo1": None},
+    }
+
+
+def test_energy_per_task_is_null_without_tasks():
+    energy = energy_summary(ENERGY, 0, 0)
+    assert energy["above_idle_per_task"] is None and energy["above_idle_per_on_time_task"] is None
+
+
+# Validity.
+
+GOOD_LAG = {"p99": 0.001, "max": 0.04}
+
+
+def test_quiet_run_is_valid():
+    assert invalid_reasons(facts(), GOOD_LAG) == []
+    assert invalid_reasons(facts(), None) == []
+    assert energy_invalid_reasons(ENERGY) == []
+
+
+@pytest.mark.parametrize(
+    "changes, lag, says",
+    [
+        ({"interrupted": True}, GOOD_LAG, "the run was interrupted"),
+        ({}, {"p99": 0.0051, "max": 0.01}, "dispatch lag p99 5.10 ms exceeds 5 ms"),
+        ({}, {"p99": 0.001, "max": 0.0501}, "dispatch lag max 50.1 ms exceeds 50 ms"),
+        ({"wake_late_p99_s": 0.01}, GOOD_LAG, "emulated accelerators woke 10.0 ms late at p99, more than 5 ms"),
+        ({"unreachable_at_start": {"hailo1": "timed out"}}, GOOD_LAG, "hailo1 could not be reached at start: timed out"),
+        ({"down_periods": [("coral1", 10.0, 15.1)]}, GOOD_LAG, "coral1 was down for 5.1 s from 10.0 s on"),
+    ],
+)
+def test_each_reason_makes_the_run_invalid_and_says_so(changes, lag, says):
+    (reason,) = invalid_reasons(facts(**changes), lag)
+    assert reason.startswith(says)
+
+
+@pytest.mark.parametrize(
+    "changes, lag",
+    [
+        ({}, {"p99": 0.005, "max": 0.05}),
+        ({"wake_late_p99_s": 0.005}, GOOD_LAG),
+        ({"down_periods": [("coral1", 10.0, 15.0), ("coral1", 20.0, 24.0)]}, GOOD_LAG),
+    ],
+)
+def test_limits_themselves_are_still_valid(changes, lag):
+    assert invalid_reasons(facts(**changes), lag) == []
+
+
+def test_energy_is_invalid_without_data_or_with_gaps():
+    energy = {"coral1": NodeEnergy(None, None, 1.0), "coral2": NodeEnergy(5.0, 1.0, 0.051), "hailo1": NodeEnergy(5.0, 1.0, 0.05)}
+    without_data, with_gaps = energy_invalid_reasons(energy)
+    assert without_data == "coral1 has no power data"
+    assert with_gaps.startswith("coral2: 5% of the window")
+
+
+def test_summary_carries_the_verdict():
+    assert summary_of(answered())["valid"] is True
+    late = summary_of(answered(lag_s=0.06))
+    assert late["valid"] is False and len(late["invalid_reasons"]) == 2
+    blind = summary_of(answered(), energy={"coral1": NodeEnergy(None, None, 1.0)})
+    assert (blind["valid"], blind["energy_valid"], len(blind["energy_invalid_reasons"])) == (True, False, 1)
+
+
+# The summary.
+
+KEYS_OF_THE_DESIGN = """experiment_id, started_at, finished_at, interrupted, valid, invalid_reasons, energy_valid, cluster,
+scheduler, seed, settings, scenario_sha256, git_commit, tasks, slo_compliance_rate, slo_compliance_rate_by_class,
+slo_violations_by_class, fixed_deadline_compliance_rate, base_deadline_compliance_rate, achievable_slo_rate, delivered_rate,
+response_time_s, waiting_time_s, inference_time_s, throughput_tasks_per_s, window_s, energy_j, load_fairness, utilisation,
+coverage_skip_rate, dispatch_lag_s, decision_duration_s, by_minute, versions"""
+FURTHER_KEYS = {"energy_invalid_reasons", "achievable_slo_rate_is_estimate", "emulated_wake_late_p99_s"}
+
+
+def test_summary_has_the_keys_of_the_design_and_a_few_more():
+    assert set(summary_of(answered())) == set(KEYS_OF_THE_DESIGN.replace("\n", " ").split(", ")) | FURTHER_KEYS
+
+
+@pytest.mark.parametrize(
+    "results", [[], [not_placed(Outcome.SKIPPED)], [failed()], [not_placed(Outcome.UNFINISHED)], [answered()]]
+)
+def test_summary_of_any_run_is_json_without_nan(results):
+    text = json.dumps(summary_of(*results), allow_nan=False)
+    assert json.loads(text)["tasks"]["generated"] == len(results)
+
+
+def test_outcomes_add_up_and_skipped_and_unfinished_stand_beside_the_compliance():
+    results = [answered(i, 0.5) for i in range(3)] + [answered(3, 1.5), failed(4)]
+    results += [not_placed(Outcome.SKIPPED, i) for i in (5, 6, 7)] + [not_placed(Outcome.UNFINISHED, 8)]
+    summary = summary_of(*results)
+    assert summary["tasks"] == {"generated": 9, "on_time": 3, "late": 1, "failed": 1, "skipped": 3, "unfinished": 1}
+    assert summary["slo_compliance_rate"] == pytest.approx(3 / 5)
+    assert summary["coverage_skip_rate"] == pytest.approx(3 / 9)
+    assert summary["throughput_tasks_per_s"] == pytest.approx(4 / 100)
+    assert summary["energy_j"]["above_idle_per_task"] == pytest.approx(15 / 5)
+    assert summary["energy_j"]["above_idle_per_on_time_task"] == pytest.approx(15 / 3)
+    assert summary["response_time_s"]["max"] == 1.5
+    assert summary["waiting_time_s"]["p50"] == pytest.approx(0.001)
+
+
+def test_compliance_and_violations_by_class():
+    summary = summary_of(answered(0, slo="hard"), answered(1, 2.0, slo="hard"), failed(2, slo="hard"), answered(3, slo="soft"))
+    assert summary["slo_compliance_rate_by_class"] == {"hard": pytest.approx(1 / 3), "normal": None, "soft": 1.0}
+    assert summary["slo_violations_by_class"] == {"hard": 2, "normal": 0, "soft": 0}
+
+
+def test_names_that_a_class_a_model_and_an_outcome_share_do_not_mix():
+    hard, soft = (default_settings().slo_classes[name] for name in ("hard", "soft"))
+    settings = settings_of(models=["vgg16"]).model_copy(update={"slo_classes": {"hard": hard, "vgg16": soft, "late": soft}})
+    classes = ["hard", "vgg16", "vgg16", "late"]
+    results = [answered(i, 0.5 if i == 0 else 2.0, slo=name, model="vgg16") for i, name in enumerate(classes)]
+    summary = summary_of(*results, settings=settings)
+    assert summary["slo_compliance_rate_by_class"] == {"hard": 1.0, "vgg16": 0.0, "late": 0.0}
+    assert summary["slo_violations_by_class"] == {"hard": 0, "vgg16": 2, "late": 1}
+    assert summary["tasks"] == {"generated": 4, "on_time": 1, "late": 3, "failed": 0, "skipped": 0, "unfinished": 0}
+
+
+def test_fixed_and_base_deadline_are_judged_beside_the_adapted_one():
+    deadlines = make_task()._replace(base_deadline_s=1.0, fixed_deadline_s=0.6, adapted_deadline_s=1.2)
+    results = [answered(i, response_s)._replace(task=deadlines) for i, response_s in enumerate([0.5, 0.8, 1.1])]
+    summary = summary_of(*[r._replace(outcome=Outcome.ON_TIME) for r in results], failed(3))
+    assert summary["slo_compliance_rate"] == pytest.approx(3 / 4)
+    assert summary["base_deadline_compliance_rate"] == pytest.approx(2 / 4)
+    assert summary["fixed_deadline_compliance_rate"] == pytest.approx(1 / 4)
+
+
+def test_delivered_is_whether_the_device_was_in_the_cell_when_its_answer_came():
+    class Leaving(StillMobility):
+        def device(self, device_id, time_s):
+            return super().device(device_id, time_s)._replace(in_coverage=time_s < 0.6)
+
+    rows: list[Row] = []
+    metrics = collector(mobility=Leaving(), write_result=rows.append)
+    for result in [answered(0, 0.5), answered(1, 0.7), failed(2), not_placed(Outcome.SKIPPED, 3)]:
+        metrics.record(result)
+    assert [row[RESULT_COLUMNS.index("delivered")] for row in rows] == [True, False, False, None]
+    assert metrics.summarise(facts())["delivered_rate"] == pytest.approx(1 / 3)
+
+
+def test_utilisation_and_fairness_are_inference_seconds_over_the_window():
+    summary = summary_of(
+        *[answered(i, node="coral1", inference_s=2.0) for i in range(10)], answered(10, node="hailo1", inference_s=10.0)
+    )
+    assert summary["utilisation"] == {"coral1": pytest.approx(0.2), "hailo1": pytest.approx(0.1)}
+    assert summary["load_fairness"] == pytest.approx(0.3**2 / (2 * (0.2**2 + 0.1**2)))
+
+
+def test_unused_cluster_has_no_fairness():
+    assert summary_of(failed())["load_fairness"] is None
+
+
+# Service times by hand, cv 0.2: σ² = ln 1.04. hailo1 answers resnet50 in 50 ms × exp(σz − σ²/2) + 20 ms overhead.
+SIGMA = math.sqrt(math.log(1.04))
+
+
+@pytest.mark.parametrize("noise", [-2.0, 0.0, 1.5])
+def test_achievable_rate_takes_the_best_idle_node_the_own_noise_and_no_margin(noise):
+    best_s = 0.020 + 0.050 * math.exp(SIGMA * noise - SIGMA**2 / 2)
+    just = [answered(0, noise=noise, deadline_s=best_s * 1.0001), answered(1, noise=noise, deadline_s=best_s * 0.9999)]
+    assert summary_of(*just)["achievable_slo_rate"] == 0.5
+
+
+def test_achievable_rate_looks_only_at_nodes_that_serve_the_model():
+    only_coral_s = 0.020 + 0.300 * math.exp(-(SIGMA**2) / 2)
+    tasks = [answered(0, model="vgg16", deadline_s=only_coral_s * 1.0001), answered(1, model="vgg16", deadline_s=0.1)]
+    assert summary_of(*tasks)["achievable_slo_rate"] == 0.5
+    assert summary_of(answered(model="mobilenet", deadline_s=100.0))["achievable_slo_rate"] == 0.0  # no node serves it
+
+
+def test_achievable_rate_counts_failed_tasks_and_neither_skipped_nor_unfinished_ones():
+    results = [failed(0), not_placed(Outcome.SKIPPED, 1), not_placed(Outcome.UNFINISHED, 2), answered(3, 0.001, deadline_s=0.001)]
+    assert summary_of(*results)["achievable_slo_rate"] == 0.5
+
+
+def test_achievable_rate_of_real_workers_is_an_estimate_with_the_means():
+    slow = answered(noise=5.0, deadline_s=0.0701)
+    emulated, workers = summary_of(slow), summary_of(slow, cluster="workers")
+    assert (emulated["achievable_slo_rate"], emulated["achievable_slo_rate_is_estimate"]) == (0.0, False)
+    assert (workers["achievable_slo_rate"], workers["achievable_slo_rate_is_estimate"]) == (1.0, True)
+
+
+def test_by_minute_counts_tasks_by_their_arrival():
+    results = [
+        answered(0, arrival_s=10.0, lag_s=0.002),
+        answered(1, 2.0, arrival_s=59.9, lag_s=0.003),
+        answered(2, arrival_s=119.0),
+    ]
+    results.append(not_placed(Outcome.SKIPPED, 3, arrival_s=70.0))
+    assert summary_of(*results)["by_minute"] == [
+        {
+            "minute": 0,
+            "dispatched": 2,
+            "slo_compliance_rate": 0.5,
+            "in_cell_share": 0.75,
+            "dispatch_lag_p99_s": pytest.approx(0.003),
+        },
+        {
+            "minute": 1,
+            "dispatched": 1,
+            "slo_compliance_rate": 1.0,
+            "in_cell_share": 0.75,
+            "dispatch_lag_p99_s": pytest.approx(0.001),
+        },
+    ]
+
+
+def test_by_minute_keeps_a_minute_without_tasks():
+    minutes = summary_of(answered(0, arrival_s=10.0), answered(1, arrival_s=130.0), settings=settings_of(duration_s=180.0))[
+        "by_minute"
+    ]
+    assert [(m["minute"], m["dispatched"], m["slo_compliance_rate"], m["dispatch_lag_p99_s"]) for m in minutes] == [
+        (0, 1, 1.0, pytest.approx(0.001)),
+        (1, 0, None, None),
+        (2, 1, 1.0, pytest.approx(0.001)),
+    ]
+
+
+def test_decision_durations_are_summed_up_and_null_in_virtual_time():
+    decisions = [Decision(i, 1, 0.0, "coral1", {"coral1": (0, None, 0.1, None)}, i * 1e-5) for i in (1, 2, 3)]
+    measured, virtual = collector(), collector()
+    for decision in decisions:
+        measured.decided(decision)
+        virtual.decided(decision._replace(duration_s=None))
+    assert measured.summarise(facts())["decision_duration_s"]["p50"] == 2e-5
+    assert virtual.summarise(facts())["decision_duration_s"] is None
+
+
+# Rows.
+
+
+def row_of(result):
+    rows: list[Row] = []
+    collector(write_result=rows.append).record(result)
+    return dict(zip(RESULT_COLUMNS, rows[0], strict=True))
+
+
+def test_row_of_an_answered_task_says_all_of_it():
+    device = Device(7, "vehicle", 10.0, 20.0, 3.0, 4.0, True)
+    row = row_of(answered(5, 1.5, arrival_s=2.0, device=device, lag_s=0.25, deadline_s=1.0))
+    assert row == {
+        "task_id": 5,
+        "device_id": 0,
+        "device_type": "fixed",
+        "device_speed_mps": 5.0,
+        "device_x_m": 10.0,
+        "device_y_m": 20.0,
+        "model_name": "resnet50",
+        "slo_class": "soft",
+        "arrival_time_s": 2.0,
+        "base_deadline_s": 1.0,
+        "adapted_deadline_s": 1.0,
+        "assigned_node": "coral1",
+        "attempts": 1,
+        "dispatch_time_s": 2.25,
+        "start_time_s": 2.25,
+        "completion_time_s": 3.5,
+        "dispatch_lag_s": 0.25,
+        "waiting_time_s": 0.25,
+        "server_queue_time_s": 0.0,
+        "inference_time_s": 0.1,
+        "response_time_s": 1.5,
+        "outcome": "late",
+        "met_fixed_deadline": False,
+        "met_base_deadline": False,
+        "delivered": True,
+        "error": None,
+    }
+
+
+@pytest.mark.parametrize("outcome", [Outcome.SKIPPED, Outcome.UNFINISHED])
+def test_row_of_a_task_that_was_never_placed_is_empty_where_it_never_got(outcome):
+    row = row_of(not_placed(outcome))
+    empty = {name for name, value in row.items() if value is None}
+    reached = set(RESULT_COLUMNS[: RESULT_COLUMNS.index("adapted_deadline_s")])
+    assert not empty & reached
+    assert empty == set(RESULT_COLUMNS) - reached - {"attempts", "outcome"}
+
+
+def test_row_of_a_failed_task_has_its_error_and_no_completion():
+    row = row_of(failed())
+    assert (row["error"], row["completion_time_s"], row["response_time_s"]) == ("x", None, None)
+    assert (row["met_fixed_deadline"], row["met_base_deadline"], row["delivered"]) == (False, False, False)
+
+
+def test_row_of_a_decision_holds_every_node_and_is_empty_for_one_that_was_not_offered():
+    rows: list[Row] = []
+    metrics = collector(write_decision=rows.append)
+    metrics.decided(Decision(3, 2, 1.5, "hailo1", {"hailo1": (4, 5.5, 0.2, 0.9)}, 1e-5))
+    row = dict(zip(decision_columns(NODES), rows[0], strict=True))
+    assert row["task_id"] == 3 and row["attempt"] == 2 and row["decision_time_s"] == 1.5
+    assert row["selected_node"] == "hailo1" and row["decision_duration_s"] == 1e-5
+    figures = ("queue_depth", "power_w", "predicted_completion_s", "closeness")
+    assert [row[f"{figure}_hailo1"] for figure in figures] == [4, 5.5, 0.2, 0.9]
+    assert [row[f"{figure}_coral1"] for figure in figures] == [None] * 4
+
+
+def test_device_rows_count_the_tasks_of_each_device():
+    metrics = collector(mobility=StillMobility())
+    for task_id, outcome in enumerate([Outcome.SKIPPED, Outcome.SKIPPED, Outcome.UNFINISHED]):
+        metrics.record(not_placed(outcome, task_id))
+    first, second = (dict(zip(DEVICE_COLUMNS, row, strict=True)) for row in metrics.device_rows([0, 200], 60.0))
+    assert (first["tasks_generated"], first["tasks_skipped"], first["in_coverage"]) == (3, 2, True)
+    assert (second["tasks_generated"], second["tasks_skipped"], second["in_coverage"]) == (0, 0, False)
+    assert (first["device_type"], first["speed_mps"], first["final_x_m"], first["final_y_m"]) == ("fixed", 0.0, 1.0, 2.0)
+
+
+def test_in_cell_share_of_the_summary_is_that_of_the_devices():
+    settings = settings_of(duration_s=60.0)
+    mobility = MobilityManager(settings.devices, settings.seed)
+    (minute,) = summary_of(answered(), settings=settings, mobility=mobility)["by_minute"]
+    positions = [[mobility.device(d, float(t)).in_coverage for d in range(mobility.device_count)] for t in range(60)]
+    assert minute["in_cell_share"] == pytest.approx(np.mean(positions))

@@ -1,0 +1,447 @@
+"""Energy from samples, the two sources of samples, and the poller that a decision never waits for."""
+
+import math
+import threading
+import time
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from prometheus_collector import (
+    HOST_QUERIES,
+    NodeMetricsSource,
+    PrometheusCollector,
+    PrometheusSource,
+    counter_increase,
+    node_energy,
+    power_integral,
+    require_url,
+    samples_of,
+    uncovered_share,
+)
+from task import PowerSample
+from tests.helpers import Reply, eventually, scripted_server
+from utils import UsageError
+
+FINITE = st.floats(0.0, 1e4)
+
+
+def times(*values):
+    return np.array(values, dtype=float)
+
+
+# Pure kernels, expected numbers by hand.
+
+
+def test_counter_grows_linearly_between_samples():
+    at, joules = times(0, 10, 20), times(100, 150, 300)
+    assert counter_increase(at, joules, 0, 20) == pytest.approx(200)
+    assert counter_increase(at, joules, 5, 15) == pytest.approx(25 + 75)
+
+
+def test_counter_that_fell_has_restarted_from_zero():
+    at, joules = times(0, 10, 20, 30), times(100, 150, 20, 50)
+    assert counter_increase(at, joules, 0, 30) == pytest.approx(50 + 20 + 30)
+
+
+def test_integral_is_trapezoidal_and_holds_the_outermost_samples_to_the_edges():
+    at, watts = times(2, 4), times(3, 5)
+    # 3 W from 0 to 2, then 4 W on average from 2 to 4, then 5 W from 4 to 10
+    assert power_integral(at, watts, 0, 10) == pytest.approx(6 + 8 + 30)
+    assert power_integral(at, watts, 2.5, 3.5) == pytest.approx(4.0)
+    assert power_integral(times(1), times(7), 0, 3) == pytest.approx(21)
+
+
+def test_uncovered_is_what_lies_further_than_the_reach_from_every_sample():
+    assert uncovered_share(times(0, 1, 2), 0, 2, 2) == 0
+    assert uncovered_share(times(0, 10), 0, 10, 2) == pytest.approx(0.6)
+    assert uncovered_share(times(9), 0, 10, 2) == pytest.approx(0.7)
+    assert uncovered_share(times(), 0, 10, 2) == 1
+    assert uncovered_share(times(-5, 30), 0, 10, 2) == 1
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 5.0), FINITE), min_size=2, max_size=20), st.floats(0, 1), st.floats(0, 1))
+def test_energy_of_two_halves_is_the_energy_of_the_whole(gaps_and_values, first, second):
+    at = np.cumsum([gap for gap, _ in gaps_and_values])
+    values = np.array([value for _, value in gaps_and_values])
+    start, middle, end = sorted([at[0], at[0] + first * (at[-1] - at[0]), at[0] + second * (at[-1] - at[0])])
+    for kernel in (counter_increase, power_integral):
+        halves = kernel(at, values, start, middle) + kernel(at, values, middle, end)
+        assert halves == pytest.approx(kernel(at, values, start, end), abs=1e-6)
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 5.0), FINITE), min_size=1, max_size=20), st.floats(0.1, 50.0))
+def test_energy_lies_between_the_least_and_the_largest_power(gaps_and_values, length):
+    at = np.cumsum([gap for gap, _ in gaps_and_values])
+    watts = np.array([value for _, value in gaps_and_values])
+    energy = power_integral(at, watts, 0.0, length)
+    assert watts.min() * length - 1e-6 <= energy <= watts.max() * length + 1e-6
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 5.0), FINITE), min_size=2, max_size=20))
+def test_counter_with_resets_never_decreases(gaps_and_values):
+    at = np.cumsum([gap for gap, _ in gaps_and_values])
+    joules = np.array([value for _, value in gaps_and_values])
+    increases = [counter_increase(at, joules, at[0], until) for until in at]
+    assert all(later >= earlier - 1e-9 for earlier, later in zip(increases, increases[1:], strict=False))
+
+
+@given(st.lists(st.floats(-20.0, 120.0), max_size=30), st.floats(0.1, 20.0))
+def test_uncovered_share_agrees_with_counting_instants(sample_times, reach):
+    at = np.sort(np.array(sample_times, dtype=float))
+    instants = np.linspace(0, 100, 2001)
+    far = np.ones(len(instants), dtype=bool)
+    for sample in at:
+        far &= np.abs(instants - sample) > reach
+    assert uncovered_share(at, 0.0, 100.0, reach) == pytest.approx(far.mean(), abs=0.001 * (2 * len(at) + 2))
+
+
+@given(st.integers(0, 2**32))
+def test_counter_and_integral_agree_within_one_percent_on_the_same_signal(seed):
+    draw = np.random.default_rng(seed)
+    at = np.arange(0.0, 121.0) + draw.uniform(-0.05, 0.05, 121)
+    turning = draw.uniform(0.05, 0.3)
+    watts = 5.0 + np.sin(turning * at)
+    joules = 5.0 * at + (1 - np.cos(turning * at)) / turning  # the integral of the above
+    counter = [PowerSample(t, None, j) for t, j in zip(at.tolist(), joules.tolist(), strict=True)]
+    gauge = [PowerSample(t, w) for t, w in zip(at.tolist(), watts.tolist(), strict=True)]
+    counted, integrated = (node_energy(samples, 10.3, 110.7, 4.0, 1.0) for samples in (counter, gauge))
+    assert counted.total_j == pytest.approx(integrated.total_j, rel=0.01)
+    assert counted.total_j is not None
+    assert counted.above_idle_j == pytest.approx(counted.total_j - 4.0 * 100.4)
+    assert counted.uncovered == integrated.uncovered == 0
+
+
+def test_node_energy_prefers_the_counter():
+    samples = [PowerSample(float(t), 99.0, 5.0 * t) for t in range(11)]
+    assert node_energy(samples, 0, 10, 2.0, 1.0) == (50.0, 30.0, 0.0)
+
+
+def test_node_energy_without_a_counter_integrates_and_subtracts_idle_over_the_window():
+    samples = [PowerSample(float(t), 5.0) for t in range(1, 10)]
+    assert node_energy(samples, 0, 10, 2.0, 1.0) == (50.0, 30.0, 0.0)
+
+
+def test_counter_is_not_stretched_beyond_its_samples_and_idle_is_subtracted_over_the_same_interval():
+    samples = [PowerSample(float(t), None, 5.0 * t) for t in range(1, 10)]
+    energy = node_energy(samples, 0, 10, 2.0, 1.0)
+    assert (energy.total_j, energy.above_idle_j) == (40.0, 40.0 - 2.0 * 8)
+
+
+@pytest.mark.parametrize("samples", [[], [PowerSample(5.0, None)], [PowerSample(5.0, None, 3.0)], [PowerSample(-50.0, 5.0)]])
+def test_node_without_usable_samples_has_no_energy(samples):
+    assert node_energy(samples, 0, 10, 2.0, 1.0) == (None, None, 1.0)
+
+
+def test_samples_that_are_far_away_from_a_long_window_leave_it_uncovered():
+    samples = [PowerSample(float(t), None, 5.0 * t) for t in (0, 1, 2, 3)]
+    assert node_energy(samples, 0, 50, 2.0, 1.0).uncovered == pytest.approx(0.9)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.01, 3.0), st.floats(0.0, 20.0)), min_size=1, max_size=30),
+    st.floats(-5.0, 60.0),
+    st.floats(0.1, 30.0),
+    st.floats(0.0, 5.0),
+    st.booleans(),
+)
+@example([(8.5, 1.0), (0.5, 1.0)], 10.0, 10.0, 2.0, True)  # both samples just before the window
+def test_energy_above_idle_never_exceeds_the_total(gaps_and_watts, start, length, idle_w, counted):
+    at = np.cumsum([gap for gap, _ in gaps_and_watts]).tolist()
+    joules = np.cumsum([gap * watts for gap, watts in gaps_and_watts]).tolist()
+    watts = [watts for _, watts in gaps_and_watts]
+    samples = [PowerSample(t, w, j if counted else None) for t, w, j in zip(at, watts, joules, strict=True)]
+    energy = node_energy(samples, start, start + length, idle_w, 1.0)
+    if energy.total_j is None or energy.above_idle_j is None:
+        assert energy.total_j is energy.above_idle_j is None
+    else:
+        assert energy.above_idle_j <= energy.total_j + 1e-9
+        assert energy.total_j >= 0
+    assert 0.0 <= energy.uncovered <= 1.0 + 1e-9
+
+
+# Reading the nodes' own /metrics.
+
+PAGE = """\
+# HELP node_power_watts Mean power over the last whole second.
+# TYPE node_power_watts gauge
+node_power_watts{accelerator="coral",node="coral1"} 4.56
+# TYPE node_energy_joules_total counter
+node_energy_joules_total{accelerator="coral",node="coral1"} 1234.5
+node_energy_joules_created{accelerator="coral",node="coral1"} 1.7e+09
+inference_requests_total{code="200",model="resnet50"} 7.0
+"""
+
+
+def page(text):
+    return lambda asked: Reply(content=text.encode())
+
+
+def test_samples_of_takes_the_named_metrics_only():
+    assert samples_of(PAGE, ("node_power_watts",)) == [("node_power_watts", {"accelerator": "coral", "node": "coral1"}, 4.56)]
+    assert samples_of("", ("node_power_watts",)) == []
+
+
+def test_nodes_are_read_from_their_own_metrics():
+    with scripted_server(page(PAGE)) as server:
+        before_s = time.monotonic()
+        read = NodeMetricsSource({"coral1": f"{server.url}/metrics"}).read()
+        after_s = time.monotonic()
+    ((sample,),) = read.values()
+    assert (sample.power_w, sample.energy_j) == (4.56, 1234.5)
+    assert before_s <= sample.time_s <= after_s
+    assert server.paths() == ["/metrics"]
+
+
+def test_metrics_of_another_node_are_not_taken_for_its_own():
+    with scripted_server(page(PAGE)) as server:
+        ((sample,),) = NodeMetricsSource({"hailo1": f"{server.url}/metrics"}).read().values()
+    assert (sample.power_w, sample.energy_j) == (None, None)
+
+
+def test_node_that_cannot_be_read_is_absent_and_the_others_are_not():
+    with scripted_server(page(PAGE)) as good, scripted_server(lambda asked: Reply(500)) as bad, scripted_server(page("")) as gone:
+        gone.stop()
+        urls = {"hailo1": f"{bad.url}/metrics", "jetson1": f"{gone.url}/metrics", "coral1": f"{good.url}/metrics"}
+        assert list(NodeMetricsSource(urls).read()) == ["coral1"]
+
+
+def test_node_that_does_not_answer_in_time_is_absent():
+    never = threading.Event()
+    with scripted_server(lambda asked: Reply(after=never)) as slow, scripted_server(page(PAGE)) as good:
+        urls = {"hailo1": f"{slow.url}/metrics", "coral1": f"{good.url}/metrics"}
+        assert list(NodeMetricsSource(urls, timeout_s=0.2).read()) == ["coral1"]
+
+
+@pytest.mark.parametrize(
+    "garbage", [b'node_power_watts{node="coral1"', b'node_power_watts{node="coral1"} much', b'node_power_watts{node="\xff"} 1']
+)
+def test_garbage_instead_of_metrics_stops_neither_the_poll_nor_the_other_nodes(garbage):
+    with scripted_server(lambda asked: Reply(content=garbage)) as bad, scripted_server(page(PAGE)) as good:
+        source = NodeMetricsSource({"hailo1": f"{bad.url}/metrics", "coral1": f"{good.url}/metrics"})
+        collector = PrometheusCollector(source, ["hailo1", "coral1"], 1.0)
+        collector.poll()
+    assert collector.latest["coral1"].power_w == 4.56
+
+
+@pytest.mark.parametrize("number", ["NaN", "+Inf"])
+def test_reading_that_is_no_number_counts_as_none(number):
+    with scripted_server(page(PAGE.replace("4.56", number))) as server:
+        ((sample,),) = NodeMetricsSource({"coral1": f"{server.url}/metrics"}).read().values()
+    assert sample.power_w is None
+    assert sample.energy_j == 1234.5
+
+
+# Reading a Prometheus server.
+
+
+def series(metric, node, values):
+    return {"metric": {"__name__": metric, "node": node, "instance": "x"}, "values": [[at, str(value)] for at, value in values]}
+
+
+def matrix(*results):
+    return Reply(content={"status": "success", "data": {"resultType": "matrix", "result": list(results)}})
+
+
+def vector(value, *nodes):
+    result = [{"metric": {"node": node}, "value": [1.0, str(value)]} for node in nodes]
+    return Reply(content={"status": "success", "data": {"resultType": "vector", "result": result}})
+
+
+def query_of(asked):
+    return parse_qs(urlsplit(asked.path).query)["query"][0]
+
+
+def test_one_query_reads_all_nodes_and_keeps_their_timestamps():
+    now_unix_s = time.time()
+    to_monotonic_s = time.monotonic() - now_unix_s
+    answer = matrix(
+        series("node_power_watts", "coral1", [(now_unix_s - 2, 4.5), (now_unix_s - 1, 4.6)]),
+        series("node_energy_joules_total", "coral1", [(now_unix_s - 2, 100), (now_unix_s - 1, 105)]),
+        series("node_power_watts", "hailo1", [(now_unix_s - 1, 5.0)]),
+    )
+    with scripted_server(lambda asked: answer) as server:
+        read = PrometheusSource(server.url, ["coral1", "hailo1"], window_s=10.0).read()
+        (asked,) = server.asked
+    assert urlsplit(asked.path).path == "/api/v1/query"
+    assert "node_power_watts" in query_of(asked) and "node_energy_joules_total" in query_of(asked)
+    assert query_of(asked).endswith("[10000ms]")
+    assert [(s.power_w, s.energy_j) for s in read["coral1"]] == [(4.5, 100.0), (4.6, 105.0)]
+    assert [(s.power_w, s.energy_j) for s in read["hailo1"]] == [(5.0, None)]
+    expected = [now_unix_s - 2 + to_monotonic_s, now_unix_s - 1 + to_monotonic_s]
+    assert [s.time_s for s in read["coral1"]] == pytest.approx(expected, abs=0.1)
+
+
+def test_other_nodes_and_series_without_a_node_are_ignored():
+    at = time.time()
+    nameless = {"metric": {"__name__": "node_power_watts"}, "values": [[at, "1"]]}
+    answer = matrix(
+        series("node_power_watts", "master", [(at, 3.0)]), nameless, series("node_power_watts", "coral1", [(at, 4.5)])
+    )
+    with scripted_server(lambda asked: answer) as server:
+        assert list(PrometheusSource(server.url, ["coral1"], 10.0).read()) == ["coral1"]
+
+
+def test_sample_from_the_future_counts_as_of_now():
+    with scripted_server(lambda asked: matrix(series("node_power_watts", "coral1", [(time.time() + 60, 4.5)]))) as server:
+        ((sample,),) = PrometheusSource(server.url, ["coral1"], 10.0).read().values()
+    assert sample.time_s <= time.monotonic() + 0.001  # times are rounded to the millisecond
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        Reply(500, b"internal"),
+        Reply(503, {"status": "error"}),
+        Reply(400, {"status": "error", "error": "parse error"}),
+        Reply(content=b"<html>not Prometheus</html>"),
+        Reply(content={"status": "success"}),
+        Reply(content={"status": "success", "data": None}),
+        Reply(reset=True),
+    ],
+)
+def test_server_error_is_an_os_error_that_names_the_server(trouble):
+    with (
+        scripted_server(lambda asked: trouble) as server,
+        pytest.raises(OSError, match=f"Prometheus at {server.url}"),
+    ):
+        PrometheusSource(server.url, ["coral1"], 10.0).read()
+
+
+def test_server_that_is_gone_or_silent_is_an_os_error():
+    never = threading.Event()
+    with scripted_server(lambda asked: Reply(after=never)) as server:
+        with pytest.raises(OSError, match="Prometheus at"):
+            PrometheusSource(server.url, ["coral1"], 10.0, timeout_s=0.2).read()
+        assert len(server.asked) == 1  # the next poll is the retry
+        server.stop()
+        with pytest.raises(OSError, match="Prometheus at"):
+            PrometheusSource(server.url, ["coral1"], 10.0).read()
+
+
+def test_host_metrics_are_read_by_name():
+    with scripted_server(lambda asked: vector(0.25, "coral1", "stranger")) as server:
+        read = PrometheusSource(server.url, ["coral1", "hailo1"], 10.0).host_metrics()
+        assert sorted(map(query_of, server.asked)) == sorted(HOST_QUERIES.values())
+    assert read == {"coral1": dict.fromkeys(HOST_QUERIES, 0.25)}
+
+
+def test_polls_of_a_prometheus_server_keep_each_sample_once():
+    start = time.time() - 10
+    known = [(start + second, 4.0 + second) for second in range(6)]
+    answers = [matrix(series("node_power_watts", "coral1", known[:4])), matrix(series("node_power_watts", "coral1", known[1:]))]
+    with scripted_server(lambda asked: answers[len(server.asked) - 1]) as server:
+        collector = PrometheusCollector(PrometheusSource(server.url, ["coral1"], 10.0), ["coral1"], 1.0)
+        collector.poll()
+        assert collector.latest["coral1"].power_w == 7.0
+        collector.poll()
+        assert len(server.asked) == 2
+    assert collector.latest["coral1"].power_w == 9.0
+    zero = time.monotonic() - time.time() + start
+    # 4 W to 9 W in 5 s, rising evenly; counted twice, the samples would give more than one per second
+    energy = collector.energy(zero, zero + 5.0, {"coral1": 4.0})["coral1"]
+    assert energy.total_j == pytest.approx(32.5, abs=0.1)
+    assert energy.above_idle_j == pytest.approx(12.5, abs=0.1)
+
+
+# The poller.
+
+
+class ListSource:
+    """Answers with what it is given, one poll after the other; an exception is raised."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.polls = 0
+
+    def read(self):
+        answer = self.answers[min(self.polls, len(self.answers) - 1)]
+        self.polls += 1
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def test_failed_poll_is_counted_and_the_old_samples_stay_and_age(caplog):
+    old = PowerSample(time.monotonic() - 100.0, 4.5)
+    collector = PrometheusCollector(ListSource({"coral1": [old]}, OSError("gone"), OSError("gone")), ["coral1"], 1.0)
+    for _ in range(3):
+        collector.poll()
+    assert collector.failed_polls == 2
+    assert collector.latest == {"coral1": old}
+    assert collector.is_up("coral1", 3600.0) and not collector.is_up("coral1", 50.0)
+    assert caplog.text.count("power poll failed: gone") == 1  # said once, not at every poll
+
+
+def test_node_that_was_never_seen_is_not_up():
+    assert not PrometheusCollector(ListSource({}), ["coral1"], 1.0).is_up("coral1", 1e9)
+
+
+def test_sample_that_is_already_known_is_not_kept_twice():
+    samples = [PowerSample(1.0, 4.0), PowerSample(2.0, 5.0)]
+    collector = PrometheusCollector(ListSource({"coral1": samples[:1]}, {"coral1": samples}), ["coral1"], 1.0)
+    collector.poll()
+    collector.poll()
+    assert collector.latest["coral1"] == samples[1]
+    assert collector.energy(1.0, 2.0, {"coral1": 0.0})["coral1"].total_j == pytest.approx(4.5)
+
+
+def test_idle_power_is_the_mean_between_two_instants_and_absent_without_samples():
+    samples = [PowerSample(float(t), 4.0 + t % 2) for t in range(11)]
+    collector = PrometheusCollector(ListSource({"coral1": samples}), ["coral1", "hailo1"], 1.0)
+    collector.poll()
+    assert collector.idle_power_w(0.0, 10.0) == {"coral1": pytest.approx(4.5)}
+
+
+def test_latest_sample_is_read_while_a_poll_waits():
+    entered, gate = threading.Event(), threading.Event()
+    first, second = PowerSample(1.0, 4.0), PowerSample(2.0, 5.0)
+
+    class Blocking:
+        polls = 0
+
+        def read(self):
+            self.polls += 1
+            if self.polls == 1:
+                return {"coral1": [first]}
+            entered.set()
+            assert gate.wait(30.0)
+            return {"coral1": [second]}
+
+    collector = PrometheusCollector(Blocking(), ["coral1"], 0.01)
+    with collector:
+        assert entered.wait(30.0)  # the poller's thread is inside read() and stays there
+        assert collector.latest["coral1"] == first
+        assert collector.is_up("coral1", math.inf)
+        gate.set()
+        assert eventually(lambda: collector.latest["coral1"] == second)
+
+
+def test_poller_goes_on_after_a_failure_and_ends_with_the_block():
+    source = ListSource(OSError("not yet"), {"coral1": [PowerSample(1.0, 4.0)]})
+    collector = PrometheusCollector(source, ["coral1"], 0.01)
+    with collector:
+        assert eventually(lambda: "coral1" in collector.latest)
+    assert collector.failed_polls == 1
+    assert "power-poller" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_cluster_without_any_meter_has_no_energy():
+    with PrometheusCollector(None, ["coral1"], 1.0) as collector:
+        collector.poll()
+        assert collector.latest == {}
+        assert collector.energy(0.0, 1.0, {"coral1": 1.0}) == {"coral1": (None, None, 1.0)}
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9090", "https://prometheus.local/path", "http://127.0.0.1:9090/"])
+def test_address_of_a_prometheus_server_is_taken_without_its_closing_slash(url):
+    assert require_url("--prometheus-url", url) == url.rstrip("/")
+
+
+@pytest.mark.parametrize("url", ["", "127.0.0.1:9090", "localhost", "ftp://127.0.0.1", "http://", "http://[::1"])
+def test_what_is_no_address_is_refused_by_the_name_of_its_option(url):
+    with pytest.raises(UsageError, match="--prometheus-url: expected an address such as"):
+        require_url("--prometheus-url", url)
