@@ -116,4 +116,4 @@ def _milliseconds(figures: Mapping[str, float] | None, digits: int = 1) -> str:
 
 
 def _joules(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g} J"
+    return "–" if value is None else f"{value:.1f} J" if abs(value) >= 100 else f"{value:.3g} J"
