@@ -6,13 +6,14 @@ the harness, however the harness ends.
 
 import json
 import logging
+import math
 import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import IO, Any, NamedTuple, Self
 
 import urllib3
 
@@ -45,13 +46,19 @@ class Lateness(NamedTuple):
         )
 
     def percentile_s(self, percent: float) -> float | None:
-        """Smallest bound that `percent` of all nodes' sleeps did not exceed, seconds; None without sleeps."""
+        """Smallest bound that `percent` of all nodes' sleeps did not exceed, seconds; None without sleeps.
+
+        Sleeps beyond the largest finite bound count as that bound.
+        """
         together: dict[float, float] = {}
         for counts in self.sleeps_up_to.values():
             for bound, n in counts.items():
                 together[bound] = together.get(bound, 0.0) + n
-        total = max(together.values(), default=0.0)
-        return next((bound for bound in sorted(together) if total and together[bound] >= total * percent / 100), None)
+        total = together.pop(math.inf, 0.0)
+        if not total:
+            return None
+        bounds = sorted(together)
+        return next((bound for bound in bounds if together[bound] >= total * percent / 100), bounds[-1])
 
 
 class EmulatedNodes:
@@ -128,24 +135,23 @@ class EmulatedNodes:
 
     def _start(self, node: str) -> None:
         environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT / "docker")}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "emulated_inference_server"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,  # Ctrl-C is for the harness, which then stops the servers in its own order
-        )
-        self._processes[node] = process
-        if process.stdin is None:
-            raise HarnessError(f"emulated node {node} has no input")
-        process.stdin.write(json.dumps(self._profile.emulation_slice(node)).encode() + b"\n")
-        process.stdin.flush()
+        try:
+            process = self._processes[node] = subprocess.Popen(
+                [sys.executable, "-m", "emulated_inference_server"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for the harness, which then stops the servers in its own order
+            )
+            _pipe(process.stdin).write(json.dumps(self._profile.emulation_slice(node)).encode() + b"\n")
+            _pipe(process.stdin).flush()
+        except OSError as error:
+            raise HarnessError(f"emulated node {node} cannot be started: {error}") from error
 
     def _announced_port(self, node: str, process: subprocess.Popen[bytes], deadline_s: float) -> int:
         """Port that the server says it listens on."""
-        if process.stdout is None:
-            raise HarnessError(f"emulated node {node} has no output")
-        os.set_blocking(process.stdout.fileno(), False)
+        output = _pipe(process.stdout)
+        os.set_blocking(output.fileno(), False)
         line = b""
         while not line.endswith(b"\n"):
             if self._stopping():
@@ -154,7 +160,7 @@ class EmulatedNodes:
                 raise HarnessError(f"emulated node {node} ended with status {process.returncode} while it was starting")
             if time.monotonic() > deadline_s:
                 raise HarnessError(f"emulated node {node} was not ready within {_START_TIMEOUT_S:g} s")
-            line += process.stdout.read() or b""
+            line += output.read() or b""
             time.sleep(0.01)
         return int(json.loads(line)["port"])
 
@@ -185,3 +191,10 @@ class EmulatedNodes:
         if response.status != 200:
             raise HarnessError(f"emulated node {node} refused its calibration: {response.data.decode()}")
         return dict(response.json())
+
+
+def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
+    """A pipe of a process that was started with one."""
+    if pipe is None:
+        raise HarnessError("an emulated node was started without its pipes")
+    return pipe

@@ -110,6 +110,7 @@ class NodeClient:
         self._path = url.path or "/infer"
         self._health_path = self._path.rsplit("/", 1)[0] + "/health"
         self._connection = HTTPConnection(url.host or "", url.port or 80)
+        self._kept = False
         self._connect_timeout_s = timeouts.connect_timeout_s
         self._request_timeout_s = timeouts.request_timeout_s
 
@@ -177,11 +178,14 @@ class NodeClient:
 
     def close(self) -> None:
         """Close the connection; it opens again when it is needed."""
+        self._kept = False
         self._connection.close()
 
     def _exchange(
         self, method: str, path: str, timeout_s: float, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, bytes]:
+        """One request and its answer; sent again once where a kept connection turns out to have been closed by the server."""
+        kept, self._kept = self._kept, True
         try:
             self._connection.timeout = timeout_s
             self._connection.request(method, path, body=body, headers=headers)
@@ -192,7 +196,10 @@ class NodeClient:
             raise NodeUnreachable(f"no answer within {timeout_s:g} s") from error
         except (HTTPError, HTTPException, OSError) as error:
             self.close()
-            raise NodeUnreachable(_cause(error)) from error
+            if not (kept and isinstance(error, ConnectionError)):
+                raise NodeUnreachable(_cause(error)) from error
+        self.connect()
+        return self._exchange(method, path, timeout_s, body, headers)
 
 
 @functools.cache

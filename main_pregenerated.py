@@ -217,10 +217,6 @@ class Run:
         self._power = power
         self._folder = folder
         names = list(workers)
-        try:
-            self._files = RowFiles(folder.columns(names), self._disk_failed)
-        except OSError as error:
-            raise UsageError(f"--output: {folder.path} cannot be written: {error.strerror}") from None
         self._collector = MetricCollector(
             settings,
             profile,
@@ -231,6 +227,10 @@ class Run:
         )
         self.monitor = SloMonitor(lambda row: self._files.append(folder.violations, row))
         self.cluster = HttpCluster(workers, profile, settings, scheduler, power.latest, self._record, self._collector.decided)
+        try:
+            self._files = RowFiles(folder.columns(names), self._disk_failed)
+        except OSError as error:
+            raise UsageError(f"--output: {folder.path} cannot be written: {error.strerror}") from None
 
     def _record(self, result: TaskResult) -> None:
         self.monitor.observe(result)

@@ -6,6 +6,7 @@ Processes", Oxford 1993, section 2.2). A shorter run is therefore the beginning 
 """
 
 import csv
+import errno
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from mobility.mobility_manager import Cell, Mobility, MobilityManager, RecordedMobility
 from settings import Settings
 from task import Arrival, Device, Task
-from utils import UsageError, did_you_mean, random_stream
+from utils import HarnessError, UsageError, did_you_mean, random_stream
 
 TRACE_COLUMNS = (
     "task_id",
@@ -282,7 +283,8 @@ def save_trace(trace: Trace, path: Path) -> None:
     """Write the trace as CSV; floats in the shortest form that reads back as the same number.
 
     Raises:
-        UsageError: the file cannot be written.
+        UsageError: the file cannot be made.
+        HarnessError: the disk is full.
     """
     try:
         with open(path, "w", newline="", encoding="utf-8") as file:
@@ -290,7 +292,8 @@ def save_trace(trace: Trace, path: Path) -> None:
             writer.writerow(TRACE_COLUMNS)
             writer.writerows(_with_flag_text(row) for row in trace.rows())
     except OSError as error:
-        raise UsageError(f"--save-trace: {path} cannot be written: {error.strerror}") from None
+        kind = HarnessError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else UsageError
+        raise kind(f"--save-trace: {path} cannot be written: {error.strerror}") from None
 
 
 def _with_flag_text(row: tuple[Any, ...]) -> list[Any]:

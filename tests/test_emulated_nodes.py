@@ -229,3 +229,12 @@ def test_threads_of_the_harness_are_left_alone():
     with EmulatedNodes(SMALL):
         pass
     assert set(threading.enumerate()) == before
+
+
+def test_server_that_cannot_be_started_is_one_clear_line(monkeypatch):
+    monkeypatch.setattr("emulated_nodes.sys.executable", "/nowhere/python3")
+    with (
+        pytest.raises(HarnessError, match="emulated node coral1 cannot be started: .*No such file"),
+        EmulatedNodes(default_profile()),
+    ):
+        pass

@@ -169,6 +169,22 @@ def test_server_that_closes_connections_between_requests_loses_no_task(script):
         assert one.up() == ["coral1"]
 
 
+def test_kept_connection_that_breaks_as_a_request_is_sent_is_made_anew_without_a_word():
+    with harness(Node([OK, Reply(reset=True), OK]), Node()) as one:
+        results = [one.send(), one.send()]
+        assert [(r.outcome, r.assigned_node, r.attempts) for r in results] == [(Outcome.ON_TIME, "coral1", 1)] * 2
+        assert len({asked.connection for asked in one.inferences("coral1")}) == 2
+        assert len(one.inferences("coral1")) == 3
+        assert one.up() == ["coral1", "hailo1"]
+
+
+def test_connection_that_breaks_twice_takes_the_node_out():
+    with harness(Node([OK, Reply(reset=True)]), Node()) as one:
+        assert one.send().assigned_node == "coral1"
+        assert (one.send().assigned_node, one.up()) == ("hailo1", ["hailo1"])
+        assert len(one.inferences("coral1")) == 3
+
+
 def test_full_node_keeps_its_place_and_another_one_is_tried():
     with harness(Node(FULL), Node()) as one:
         results = [one.send() for _ in range(4)]
