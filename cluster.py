@@ -69,6 +69,15 @@ class _Expected(NamedTuple):
     connections_s: tuple[float, ...]
 
 
+class _Waiting(NamedTuple):
+    """A place in a node's queue, in the order of service; no two share a sequence number."""
+
+    key: float
+    sequence: int
+    service_s: float
+    request: Request
+
+
 class NodeState:
     """What the master knows of one node: its queue, its requests in flight, and when it expects them to end.
 
@@ -102,11 +111,11 @@ class NodeState:
         self._busy_window_s = busy_window_s
         self._busy = (0.0, 0.0)
         self._sequence = count()
-        self._waiting: list[tuple[float, int, Request]] = []
+        self._waiting: list[_Waiting] = []
         self._in_flight: dict[Request, float] = {}
         self._accelerator_free_s = -math.inf
-        self._ahead: list[_Expected] = []
-        self._ahead_valid_until_s = -math.inf
+        self._tail: _Expected | None = None
+        self._tail_valid_until_s = -math.inf
 
     @property
     def queue_depth(self) -> int:
@@ -119,28 +128,28 @@ class NodeState:
         return bool(self._waiting)
 
     def serves(self, model: str) -> bool:
-        """Whether the node is up and offers `model`."""
-        return self.up and model in self.view.models
+        """Whether the node is up and offers `model`, and the profile knows what that takes there."""
+        return self.up and model in self.view.models and model in self._service_time_s
 
     def put(self, request: Request) -> None:
         """Let a request wait for a connection, at its place in the queue's order."""
-        entry = (self._key(request.task), next(self._sequence), request)
-        place = bisect.bisect(self._waiting, entry)
-        self._waiting.insert(place, entry)
-        del self._ahead[place + 1 :]
+        service_s = self._service_time_s[request.task.model_name]
+        bisect.insort(self._waiting, _Waiting(self._key(request.task), next(self._sequence), service_s, request))
+        if self._tail:  # valid only while all connections are busy, and then no request is sent before they are free
+            self._tail = None if self._by_deadline else self._after_sending(self._tail, [service_s], -math.inf)
 
     def take(self, now_s: float) -> Request:
         """The next request in service order, sent at `now_s`."""
-        request = self._waiting.pop(0)[2]
+        request = self._waiting.pop(0).request
         self._in_flight[request] = now_s
-        self._ahead.clear()
+        self._tail = None
         return request
 
     def take_all_waiting(self) -> list[Request]:
         """Empty the queue, in service order; what is in flight stays."""
-        requests = [entry[2] for entry in self._waiting]
+        requests = [entry.request for entry in self._waiting]
         self._waiting.clear()
-        self._ahead.clear()
+        self._tail = None
         return requests
 
     def answered(self, request: Request, now_s: float, inference_time_s: float) -> None:
@@ -152,7 +161,7 @@ class NodeState:
     def gave_up(self, request: Request) -> None:
         """A request ended without an answer: its connection is free."""
         del self._in_flight[request]
-        self._ahead.clear()
+        self._tail = None
 
     def busy_fraction(self, now_s: float) -> float:
         """Seconds of inference answered per second, weighted exponentially in time; may exceed 1 briefly."""
@@ -177,15 +186,25 @@ class NodeState:
 
     def _predicted_end_s(self, task: Task, now_s: float) -> float:
         """When `task` would be answered, were it put into the queue now (design: Predicted completion)."""
-        place = bisect.bisect(self._waiting, (self._key(task), math.inf))
-        if not self._ahead or now_s > self._ahead_valid_until_s:
-            self._ahead = [self._expected_of_in_flight(now_s)]
+        service_s = self._service_time_s[task.model_name]
+        if not self._waiting and not self._in_flight:  # the state of most nodes most of the time, in one step
+            half_s = self._half_overhead_s
+            return max(now_s + half_s, self._accelerator_free_s) + service_s + half_s
+        if self._by_deadline:
+            ahead = self._waiting[: bisect.bisect(self._waiting, (self._key(task), math.inf))]
+            state = self._after_sending(self._expected_of_in_flight(now_s), [entry.service_s for entry in ahead], now_s)
+        else:
+            state = self._tail_of_queue(now_s)
+        return self._after_sending(state, [service_s], now_s).connections_s[-1]
+
+    def _tail_of_queue(self, now_s: float) -> _Expected:
+        """What is expected after all that waits has been sent; kept until something happens or a request is overdue."""
+        if self._tail is None or now_s > self._tail_valid_until_s:
+            in_flight = self._expected_of_in_flight(now_s)
             all_busy = len(self._in_flight) == self._connections
-            self._ahead_valid_until_s = self._ahead[0].connections_s[0] if all_busy else -math.inf
-        for position in range(len(self._ahead), place + 1):
-            waiting = self._waiting[position - 1][2].task
-            self._ahead.append(self._after_sending(self._ahead[-1], waiting.model_name, now_s))
-        return self._after_sending(self._ahead[place], task.model_name, now_s).connections_s[-1]
+            self._tail_valid_until_s = in_flight.connections_s[0] if all_busy else -math.inf
+            self._tail = self._after_sending(in_flight, [entry.service_s for entry in self._waiting], now_s)
+        return self._tail
 
     def _expected_of_in_flight(self, now_s: float) -> _Expected:
         """Replay of what was sent and is not answered; an overdue request counts as ending now."""
@@ -199,11 +218,17 @@ class NodeState:
             connections.append(free_s + half_s)
         return _Expected(free_s, tuple(connections))
 
-    def _after_sending(self, state: _Expected, model: str, now_s: float) -> _Expected:
-        """`state` after one more request has taken the earliest connection; its own connection comes last."""
-        connections = state.connections_s
-        free_s = max(max(now_s, connections[0]) + self._half_overhead_s, state.accelerator_s) + self._service_time_s[model]
-        return _Expected(free_s, (*connections[1:], free_s + self._half_overhead_s))
+    def _after_sending(self, state: _Expected, services_s: Sequence[float], now_s: float) -> _Expected:
+        """`state` after more requests have each taken the earliest connection; the connection of the last one comes last."""
+        free_s, half_s = state.accelerator_s, self._half_overhead_s
+        connections, earliest = list(state.connections_s), 0
+        for service_s in services_s:  # each ends after those before it, so the connections stay in order, from `earliest` round
+            sent_s = connections[earliest]
+            ready_s = (sent_s if sent_s > now_s else now_s) + half_s
+            free_s = (ready_s if ready_s > free_s else free_s) + service_s
+            connections[earliest] = free_s + half_s
+            earliest = (earliest + 1) % len(connections)
+        return _Expected(free_s, (*connections[earliest:], *connections[:earliest]))
 
 
 class Cluster(ABC):
@@ -354,6 +379,7 @@ class Cluster(ABC):
         state = self._state_of[chosen.name]
         request.attempts += 1
         request.node_name = state.name
+        request.start_time_s = None
         if request.dispatch_time_s is None:
             request.dispatch_time_s = self.now_s()
         state.put(request)

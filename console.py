@@ -64,7 +64,8 @@ class Progress:
             table.add_column(name, justify="left" if name == "node" else "right")
         for node in self._cluster.nodes:
             sample = self._power.latest.get(node.name)
-            power = f"{sample.power_w:.2f}" if sample and sample.power_w is not None else "–"
+            power_w = sample.power_w if sample and self._power.is_up(node.name, self._settings.power.max_age_s) else None
+            power = "–" if power_w is None else f"{power_w:.2f}"
             table.add_row(node.name if node.up else f"{node.name} (out)", str(node.queue_depth), power)
         return table
 

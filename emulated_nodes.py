@@ -127,10 +127,9 @@ class EmulatedNodes:
         for node, url in self.metrics_urls.items():
             try:
                 text = self._http.request("GET", url).data.decode()
-            except urllib3.exceptions.HTTPError as error:
+                by_node[node] = {float(labels["le"]): value for _, labels, value in samples_of(text, (_LATENESS,))}
+            except (urllib3.exceptions.HTTPError, ValueError) as error:
                 logger.warning("emulated node %s does not say how late it woke: %s", node, error)
-                continue
-            by_node[node] = {float(labels["le"]): value for _, labels, value in samples_of(text, (_LATENESS,))}
         return Lateness(by_node)
 
     def _start(self, node: str) -> None:
@@ -171,7 +170,7 @@ class EmulatedNodes:
         service_time_s = self._profile.service_time_s(node)
         model = min(service_time_s, key=lambda name: service_time_s[name])
         round_trips_ms = [self._round_trip_ms(node, model) for _ in range(_CALIBRATION_REQUESTS)]
-        self._tell_round_trip(node, statistics.median(round_trips_ms))
+        self._tell_round_trip(node, min(statistics.median(round_trips_ms), figures.request_overhead_ms))
 
     def _round_trip_ms(self, node: str, model: str) -> float:
         """Duration of one request beside queue and inference, milliseconds."""

@@ -7,10 +7,12 @@ import functools
 import json
 import logging
 import math
+import socket
 import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from http.client import HTTPException
 from typing import NamedTuple, Self
 
@@ -40,26 +42,28 @@ IMAGE = bytes(range(256)) * (224 * 224 * 3 // 256)
 """The input of every request: 224·224·3 uint8. What it shows does not change how long an inference takes."""
 
 _FAULTS_UNTIL_OUT = 3
-_EARLY_S = 1.5e-3
+_EARLY_S = 0.3e-3
 _LONGEST_SLEEP_S = 0.1
 _DRAIN_CHECK_S = 2e-3
 
 
 def placeholders(workers: Mapping[str, str]) -> list[str]:
     """Names of the workers whose address is still a placeholder."""
-    return [name for name, url in workers.items() if "<" in url or ">" in url]
+    return [name for name, url in workers.items() if isinstance(url, str) and ("<" in url or ">" in url)]
 
 
 def require_worker_urls(workers: Mapping[str, str]) -> dict[str, Url]:
     """The workers' addresses, parsed.
 
     Raises:
-        UsageError: one is no `http://host:port/path`; the text names it.
+        UsageError: one is no `http://host:port/path`, and the text names it, or there are none.
     """
+    if not workers:
+        raise UsageError("WORKERS: expected at least one node, found none")
     parsed: dict[str, Url] = {}
     for name, text in workers.items():
         try:
-            url = parse_url(text)
+            url = parse_url(text) if isinstance(text, str) else Url()
         except HTTPError:
             url = Url()
         if url.scheme != "http" or not url.host or not url.path or url.path == "/":
@@ -73,7 +77,7 @@ class NodeUnreachable(Exception):
 
 
 class NodeFull(Exception):
-    """The node cannot take the request now (503), or does not have the model (404); another may."""
+    """The node cannot take the request now (408, 429, 503), or does not have the model (404); another may."""
 
 
 class NodeFault(Exception):
@@ -110,7 +114,7 @@ class NodeClient:
         self._path = url.path or "/infer"
         self._health_path = self._path.rsplit("/", 1)[0] + "/health"
         self._connection = HTTPConnection(url.host or "", url.port or 80)
-        self._kept = False
+        self._expires_s = math.inf
         self._connect_timeout_s = timeouts.connect_timeout_s
         self._request_timeout_s = timeouts.request_timeout_s
 
@@ -134,9 +138,9 @@ class NodeClient:
 
         Raises:
             NodeUnreachable: the connection broke or timed out.
-            NodeFull: 503 or 404.
-            NodeFault: another status from 500 on, or an answer that is not as agreed.
-            RequestRefused: another status from 400 on.
+            NodeFull: status 404, 408, 429 or 503.
+            NodeFault: an answer that is not as agreed, or any other status that is no 4xx.
+            RequestRefused: another 4xx.
         """
         if binary:
             path, body, content_type = f"{self._path}?model={model}", IMAGE, "application/octet-stream"
@@ -154,11 +158,11 @@ class NodeClient:
                 raise NodeFault(f"answer holds a duration that is none: {content[:80]!r}")
             return answer
         text = f"HTTP {status}: {content[:200].decode(errors='replace')}"
-        if status in (404, 503):
+        if status in (404, 408, 429, 503):
             raise NodeFull(text)
-        if status >= 500:
-            raise NodeFault(text)
-        raise RequestRefused(text)
+        if 400 <= status < 500:
+            raise RequestRefused(text)
+        raise NodeFault(text)
 
     def health(self) -> Health:
         """Ask `/health`.
@@ -178,33 +182,45 @@ class NodeClient:
 
     def close(self) -> None:
         """Close the connection; it opens again when it is needed."""
-        self._kept = False
         self._connection.close()
+
+    def abort(self, expired_by_s: float = math.inf) -> None:
+        """Break off, from another thread, a request whose time was over by `expired_by_s` on the monotonic clock.
+
+        The socket's own timeout starts anew with every byte; a server that sends one now and then would never reach it.
+        """
+        sock = self._connection.sock
+        if sock is not None and self._expires_s <= expired_by_s and self._expires_s < math.inf:
+            with suppress(OSError):  # the exchange has ended meanwhile
+                sock.shutdown(socket.SHUT_RDWR)
 
     def _exchange(
         self, method: str, path: str, timeout_s: float, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, bytes]:
-        """One request and its answer; sent again once where a kept connection turns out to have been closed by the server."""
-        kept, self._kept = self._kept, True
+        self._expires_s = time.monotonic() + timeout_s
         try:
             self._connection.timeout = timeout_s
             self._connection.request(method, path, body=body, headers=headers)
             response = self._connection.getresponse()
             return response.status, response.data
-        except TimeoutError as error:
-            self.close()
-            raise NodeUnreachable(f"no answer within {timeout_s:g} s") from error
         except (HTTPError, HTTPException, OSError) as error:
             self.close()
-            if not (kept and isinstance(error, ConnectionError)):
-                raise NodeUnreachable(_cause(error)) from error
-        self.connect()
-        return self._exchange(method, path, timeout_s, body, headers)
+            if isinstance(error, TimeoutError) or time.monotonic() > self._expires_s:
+                raise NodeUnreachable(f"no answer within {timeout_s:g} s") from error
+            raise NodeUnreachable(_cause(error)) from error
+        finally:
+            self._expires_s = math.inf
 
 
 @functools.cache
 def _json_body(model: str) -> bytes:
     return json.dumps({"model": model, "input": b64encode(IMAGE).decode()}).encode()
+
+
+def _require_plausible(answer: Answer, round_trip_s: float) -> None:
+    """Refuse durations that do not fit into the round trip, beyond what two clocks may differ by."""
+    if answer.queue_time_s + answer.inference_time_s > 1.05 * round_trip_s + 5e-3:
+        raise NodeFault(f"claims {answer.queue_time_s + answer.inference_time_s:.6g} s of a round trip of {round_trip_s:.6g} s")
 
 
 def _cause(error: BaseException) -> str:
@@ -275,16 +291,25 @@ class HttpCluster(WallClockCluster):
         self._closing = threading.Event()
         self._first_checks = threading.Semaphore(0)
         self._threads: list[threading.Thread] = []
+        self._clients: list[NodeClient] = []
         for node in self.nodes:
             url = urls[node.name]
             self._add_thread(f"{node.name}-health", self._watch, node, NodeClient(url, settings.requests))
             for connection in range(settings.requests.connections_per_node):
                 self._add_thread(f"{node.name}-{connection}", self._serve, node, NodeClient(url, settings.requests))
+        self._threads.append(threading.Thread(target=self._end_expired, name="request-timeouts", daemon=True))
 
     def _add_thread(
         self, name: str, target: Callable[[NodeState, NodeClient], None], node: NodeState, client: NodeClient
     ) -> None:
         self._threads.append(threading.Thread(target=target, args=(node, client), name=name, daemon=True))
+        self._clients.append(client)
+
+    def _end_expired(self) -> None:
+        """Life of the thread that ends requests which outlast their timeout."""
+        while not self._closing.wait(_LONGEST_SLEEP_S):
+            for client in self._clients:
+                client.abort(time.monotonic())
 
     def __enter__(self) -> Self:
         """Start the threads and wait until every node's `/health` has been asked once, or the run is to stop.
@@ -311,14 +336,19 @@ class HttpCluster(WallClockCluster):
             self._down_since = {node.name: 0.0 for node in self.nodes if not node.up}
 
     def __exit__(self, *exc: object) -> None:
-        """Stop the threads and wait for them; one that hangs in a request is left to its timeout once the run was stopped."""
+        """Break off what is still on its way, stop the threads and wait for them."""
         with self._lock:
             self._closing.set()
             for work in self._work.values():
                 work.notify_all()
+        for client in self._clients:
+            client.abort()
+        give_up_s = time.monotonic() + 2 * self._settings.requests.connect_timeout_s
         for thread in self._threads:
             if thread.is_alive():
-                thread.join(timeout=_LONGEST_SLEEP_S if self.stopping else None)
+                thread.join(timeout=max(0.0, give_up_s - time.monotonic()))
+                if thread.is_alive():
+                    logger.warning("%s does not end", thread.name)
 
     def drain(self) -> None:
         """Wait for the open tasks, at most `drain_timeout_s`, then end what is left."""
@@ -365,6 +395,7 @@ class HttpCluster(WallClockCluster):
             request.start_time_s = self.now_s()
             answer = client.infer(request.task.model_name, request.service_noise, self._binary[node.name])
             completion_s = self.now_s()
+            _require_plausible(answer, completion_s - request.start_time_s)
         except (NodeUnreachable, NodeFault, NodeFull, RequestRefused) as error:
             with self._lock:
                 self._failed(node, request, error)
@@ -374,8 +405,7 @@ class HttpCluster(WallClockCluster):
             self._answered(node, request, completion_s, answer.queue_time_s, answer.inference_time_s)
 
     def _failed(self, node: NodeState, request: Request, error: Exception) -> None:
-        if isinstance(error, NodeFault):
-            self._faults_in_a_row[node.name] += 1
+        self._faults_in_a_row[node.name] = self._faults_in_a_row[node.name] + 1 if isinstance(error, NodeFault) else 0
         faulty = self._faults_in_a_row[node.name] >= _FAULTS_UNTIL_OUT
         self._attempt_failed(node, request, f"{node.name}: {error}", retry=not isinstance(error, RequestRefused))
         if isinstance(error, NodeUnreachable) or faulty:
@@ -387,7 +417,9 @@ class HttpCluster(WallClockCluster):
             self._down_since[node.name] = self.now_s()
         super()._take_out(node, reason)
 
-    def _bring_in(self, node: NodeState, health: Health) -> None:
+    def _bring_in(self, node: NodeState, health: Health, asked_s: float) -> None:
+        if self._down_since.get(node.name, -math.inf) > asked_s:
+            return  # the node went out after it was asked
         node.view.models = health.models
         self._binary[node.name] = health.binary
         if not node.up:
@@ -402,10 +434,11 @@ class HttpCluster(WallClockCluster):
         """Life of a health thread: ask `/health` at every interval, and believe it."""
         first = True
         while not self._closing.is_set():
+            asked_s = self.now_s()
             try:
                 health = client.health()
                 with self._lock:
-                    self._bring_in(node, health)
+                    self._bring_in(node, health, asked_s)
             except NodeUnreachable as error:
                 with self._lock:
                     if first:

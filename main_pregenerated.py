@@ -5,13 +5,18 @@
 `run_experiment()` is the loop; the rest builds the parts, shows progress and reports.
 """
 
+import signal
+import sys
+
+if __name__ == "__main__":  # until main() has its own handlers: an end without a traceback, while the imports take their time
+    for _number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(_number, lambda *_: sys.exit(130))
+
 import argparse
 import gc
 import itertools
 import logging
 import math
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -30,13 +35,13 @@ from inference_request import WORKERS, HttpCluster, placeholders, require_worker
 from metric_collector import DEVICE_COLUMNS, RESULT_COLUMNS, MetricCollector, RunFacts, decision_columns
 from mobility.mobility_manager import Mobility, MobilityManager
 from performance_profile import PerformanceProfile, load_profile
-from prometheus_collector import NodeMetricsSource, PrometheusCollector, PrometheusSource, Source, require_url
+from prometheus_collector import NodeMetricsSource, PrometheusCollector, PrometheusSource, require_url
 from scheduler import BaseScheduler, create_scheduler
 from settings import Settings, load_settings, require_known_models
 from slo_monitor import VIOLATION_COLUMNS, SloMonitor
 from task import Arrival, Outcome, TaskResult
 from task_generator import Trace, generate_trace, load_trace, recorded_mobility, save_trace, scenario_sha256
-from utils import HarnessError, Interrupted, RowFiles, UsageError, random_stream, write_json_atomically
+from utils import HarnessError, Interrupted, RowFiles, UsageError, random_stream, write_failure, write_json_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +127,7 @@ class RunFolder:
                 if not output.is_dir():
                     raise UsageError(f"--output: {output} is no folder") from None
             except OSError as error:
-                raise UsageError(f"--output: {self.path} cannot be made: {error.strerror}") from None
+                raise write_failure(f"--output: {self.path} cannot be made", error) from None
         self.results = self.path / "master_inference_results.csv"
         self.violations = self.path / f"slo_violations_{self.experiment_id}.csv"
         self.decisions = self.path / f"scheduling_decisions_{self.experiment_id}.csv"
@@ -230,7 +235,7 @@ class Run:
         try:
             self._files = RowFiles(folder.columns(names), self._disk_failed)
         except OSError as error:
-            raise UsageError(f"--output: {folder.path} cannot be written: {error.strerror}") from None
+            raise write_failure(f"--output: {folder.path} cannot be written", error) from None
 
     def _record(self, result: TaskResult) -> None:
         self.monitor.observe(result)
@@ -259,12 +264,13 @@ class Run:
                     say(f"{name} cannot be reached: {why}")
                 idle_w = self._idle_power_w(say)
                 started = datetime.now().astimezone()
-                self._power.poll()
                 late_before = nodes.lateness() if nodes else None
                 with low_latency(), progress or nullcontext():
+                    self._power.poll()
                     run_experiment(self._scenario.trace, self.cluster, DeadlineAdapter(self._settings), self._record)
                     end_s = self.cluster.clock()
                     window_s = self.cluster.now_s()
+                    down_periods = self.cluster.down_periods()
                 self._power.poll()
                 late = nodes.lateness().since(late_before) if nodes and late_before else None
             for row in self._collector.device_rows(self._scenario.device_ids, min(window_s, self._settings.duration_s)):
@@ -284,9 +290,11 @@ class Run:
             scenario_sha256=scenario_sha256(self._settings, self._scenario.trace),
             window_s=window_s,
             energy=self._power.energy(end_s - window_s, end_s, idle_w),
-            down_periods=self.cluster.down_periods(),
+            idle_w=idle_w,
+            down_periods=down_periods,
             unreachable_at_start=self.cluster.unreachable_at_start,
             wake_late_p99_s=late.percentile_s(99) if late else None,
+            host_metrics=self._power.host_metrics(end_s - window_s, end_s) if self._settings.power.host_metrics else None,
         )
         summary = self._collector.summarise(facts)
         try:
@@ -301,9 +309,11 @@ class Run:
         baseline_s = self._settings.power.idle_baseline_s
         if self._kind == "workers" and baseline_s > 0:
             say(f"measuring idle power for {baseline_s:g} s …")
+            self._power.poll()
             start_s = self.cluster.clock()
             while self.cluster.clock() - start_s < baseline_s and not self.cluster.stopping:
                 time.sleep(0.1)
+            self._power.poll()
             idle_w.update(self._power.idle_power_w(start_s, self.cluster.clock()))
         return idle_w
 
@@ -315,7 +325,7 @@ def choose_cluster(option: str, workers: Mapping[str, str]) -> tuple[str, str | 
         UsageError: some of the workers have no address yet.
     """
     missing = placeholders(workers)
-    if option == "auto" and len(missing) == len(workers):
+    if option == "auto" and missing and len(missing) == len(workers):
         return "emulated", "WORKERS in inference_request.py still holds its placeholders: running on local emulated nodes."
     if option != "emulated" and missing:
         raise UsageError(f"WORKERS in inference_request.py: no address yet for {', '.join(missing)}")
@@ -353,8 +363,7 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignal) -> int:
         if kind == "emulated":
             nodes = stack.enter_context(EmulatedNodes(profile, lambda: stop.received))
             workers = nodes.workers
-        source = _power_source(prometheus_url, nodes, list(workers), settings)
-        power = stack.enter_context(PrometheusCollector(source, list(workers), settings.power.poll_interval_s))
+        power = stack.enter_context(_power_poller(prometheus_url, nodes, list(workers), settings))
         one = Run(settings, scenario, kind, workers, profile, scheduler, power, folder)
         stop.tell(one.cluster.stop)
         progress = None if options.quiet else Progress(console, one.cluster, one.monitor, power, settings)
@@ -363,12 +372,15 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignal) -> int:
     return EXIT_INTERRUPTED if summary["interrupted"] else 0
 
 
-def _power_source(prometheus_url: str | None, nodes: EmulatedNodes | None, names: Sequence[str], settings: Settings) -> Source:
-    """A Prometheus server, or the emulated nodes' own /metrics."""
+def _power_poller(
+    prometheus_url: str | None, nodes: EmulatedNodes | None, names: Sequence[str], settings: Settings
+) -> PrometheusCollector:
+    """A poller of a Prometheus server, or of the emulated nodes' own /metrics."""
+    interval_s = settings.power.poll_interval_s
     if nodes and not prometheus_url:
-        return NodeMetricsSource(nodes.metrics_urls)
-    url = prometheus_url or DEFAULT_PROMETHEUS_URL
-    return PrometheusSource(url, names, window_s=10 * settings.power.poll_interval_s)
+        return PrometheusCollector(NodeMetricsSource(nodes.metrics_urls), names, interval_s)
+    source = PrometheusSource(prometheus_url or DEFAULT_PROMETHEUS_URL, names, window_s=10 * interval_s)
+    return PrometheusCollector(source, names, interval_s, source.host_metrics if settings.power.host_metrics else None)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -104,10 +104,12 @@ class RunFacts:
         cluster: workers, emulated or simulated.
         scheduler: the policy's name as given.
         window_s: from the start of the load to the end of the drain.
-        energy: energy of each node over that window; None as a whole when there was no meter at all.
+        energy: energy of each node over that window.
+        idle_w: idle power of each node that above-idle energy was taken against, watts.
         down_periods: node, from, until.
         unreachable_at_start: why, by node.
         wake_late_p99_s: how late the emulated accelerators woke; None elsewhere.
+        host_metrics: mean CPU, memory and network figures by node; None where they were not asked for.
     """
 
     experiment_id: str
@@ -120,9 +122,11 @@ class RunFacts:
     scenario_sha256: str
     window_s: float
     energy: Mapping[str, NodeEnergy]
+    idle_w: Mapping[str, float]
     down_periods: Sequence[tuple[str, float, float]] = ()
     unreachable_at_start: Mapping[str, str] | None = None
     wake_late_p99_s: float | None = None
+    host_metrics: Mapping[str, Mapping[str, float]] | None = None
 
 
 class MetricCollector:
@@ -244,7 +248,7 @@ class MetricCollector:
         """The summary of the run, ready to be written as JSON; its keys are explained in the README."""
         figures = _Figures(np.array(self._figures).reshape(-1, len(_FIGURES)))
         dispatched = figures.of(*DISPATCHED)
-        completed = figures.of(Outcome.ON_TIME, Outcome.LATE)
+        completed = figures.where(~np.isnan(figures["response_time_s"]))
         on_time = figures.of(Outcome.ON_TIME)
         lag_s = percentiles(figures["dispatch_lag_s"])
         reasons = invalid_reasons(facts, lag_s)
@@ -289,12 +293,14 @@ class MetricCollector:
             "throughput_tasks_per_s": _ratio(len(completed), facts.window_s),
             "window_s": facts.window_s,
             "energy_j": energy_summary(facts.energy, len(dispatched), len(on_time)),
+            "idle_w": dict(facts.idle_w),
             "load_fairness": jain_index(list(utilisation.values())),
             "utilisation": utilisation,
             "coverage_skip_rate": _ratio(skipped, len(figures)),
             "dispatch_lag_s": lag_s,
             "decision_duration_s": percentiles(np.array(self._decision_duration_s)),
             "emulated_wake_late_p99_s": facts.wake_late_p99_s,
+            "host_metrics": facts.host_metrics,
             "by_minute": self._by_minute(figures),
             "versions": versions(),
         }
@@ -303,7 +309,7 @@ class MetricCollector:
         """Whether the device was still in the cell when its answer came; None for a task that was not dispatched to its end."""
         if result.completion_time_s is None:
             return False if result.outcome in DISPATCHED else None
-        return self._mobility.device(result.task.device_id, result.completion_time_s).in_coverage
+        return self._mobility.still_covered(result.device, result.task.arrival_time_s, result.completion_time_s)
 
     def _achievable_rate(self, dispatched: "_Figures", estimate: bool) -> float | None:
         """Share of the tasks whose fixed deadline the best idle node could meet.

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -18,7 +18,7 @@ class NodeFigures(StrictModel):
     idle_w: NonNegative
     busy_w: Positive
     power_provenance: Provenance
-    request_overhead_ms: NonNegative
+    request_overhead_ms: Annotated[float, Field(ge=0, le=1000, strict=True)]
     overhead_provenance: Provenance
 
     @model_validator(mode="after")

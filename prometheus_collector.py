@@ -8,8 +8,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol, Self
 
 import numpy as np
 import urllib3
@@ -35,6 +35,9 @@ HOST_QUERIES = {
     ),
 }
 """PromQL of the optional figures of a node, from node-exporter."""
+
+HostFigures = dict[str, dict[str, float]]
+"""Value of each of HOST_QUERIES, by node."""
 
 Floats = NDArray[np.float64]
 
@@ -111,38 +114,34 @@ class PrometheusSource:
         wall_to_monotonic_s = time.monotonic() - time.time()
         now_s = time.monotonic()
         by_node: dict[str, dict[float, dict[str, float]]] = {}
-        for series in self._ask(self._query):
-            node = series["metric"].get("node")
-            if node in self._nodes:
-                times = by_node.setdefault(node, {})
-                for unix_s, value in series["values"]:
-                    at_s = min(float(unix_s) + wall_to_monotonic_s, now_s)
-                    times.setdefault(round(at_s, 3), {})[series["metric"]["__name__"]] = float(value)
-        return {
-            node: [
-                PowerSample(at_s, values.get(POWER_METRIC), values.get(ENERGY_METRIC)) for at_s, values in sorted(times.items())
-            ]
-            for node, times in by_node.items()
-        }
+        for labels, values in self._ask(self._query, "values"):
+            times = by_node.setdefault(labels["node"], {})
+            for unix_s, value in values:
+                at_s = min(unix_s + wall_to_monotonic_s, now_s)
+                times.setdefault(round(at_s, 3), {})[labels["__name__"]] = value
+        return {node: [_sample(at_s, values) for at_s, values in sorted(times.items())] for node, times in by_node.items()}
 
-    def host_metrics(self) -> dict[str, dict[str, float]]:
-        """Latest CPU, memory and network figures by node, as HOST_QUERIES names them; a node without node-exporter is absent.
+    def host_metrics(self) -> HostFigures:
+        """Latest CPU, memory and network figures by node; a node without node-exporter is absent.
 
         Raises:
             OSError: the server does not answer, or refuses.
         """
-        by_node: dict[str, dict[str, float]] = {}
+        by_node: HostFigures = {}
         for name, query in HOST_QUERIES.items():
-            for series in self._ask(query):
-                node = series["metric"].get("node")
-                if node in self._nodes:
-                    by_node.setdefault(node, {})[name] = float(series["value"][1])
+            for labels, values in self._ask(query, "value"):
+                if math.isfinite(values[0][1]):
+                    by_node.setdefault(labels["node"], {})[name] = values[0][1]
         return by_node
 
-    def _ask(self, query: str) -> list[dict[str, Any]]:
+    def _ask(self, query: str, kind: str) -> list[tuple[dict[str, str], list[tuple[float, float]]]]:
+        """Labels and (Unix seconds, value) pairs of each series that belongs to a node; `kind` is "value" or "values"."""
         try:
-            return list(self._prometheus.custom_query(query))
-        except (RequestException, PrometheusApiClientException, KeyError, TypeError, ValueError) as error:
+            answer = self._prometheus.custom_query(query)
+            series = [(one["metric"], one["values"] if kind == "values" else [one[kind]]) for one in answer]
+            own = [(labels, pairs) for labels, pairs in series if labels.get("node") in self._nodes]
+            return [(labels, [(float(unix_s), float(value)) for unix_s, value in pairs]) for labels, pairs in own]
+        except (RequestException, PrometheusApiClientException, AttributeError, KeyError, TypeError, ValueError) as error:
             raise OSError(f"Prometheus at {self.url}: {error}") from error
 
 
@@ -172,10 +171,15 @@ class PrometheusCollector:
         source: where samples come from; None for a cluster without any meter.
         nodes: the nodes of the cluster.
         interval_s: time between polls, seconds.
+        read_host: gives figures of the nodes themselves, by node and name, to be read with every poll.
     """
 
-    def __init__(self, source: Source | None, nodes: Sequence[str], interval_s: float) -> None:
+    def __init__(
+        self, source: Source | None, nodes: Sequence[str], interval_s: float, read_host: Callable[[], HostFigures] | None = None
+    ) -> None:
         self.latest: dict[str, PowerSample] = {}
+        self._read_host = read_host
+        self._host_history: list[tuple[float, HostFigures]] = []
         self.failed_polls = 0
         self._source = source
         self._interval_s = interval_s
@@ -202,6 +206,8 @@ class PrometheusCollector:
         with self._polling:
             try:
                 read = self._source.read()
+                if self._read_host:
+                    self._host_history.append((time.monotonic(), self._read_host()))
             except OSError as error:
                 self.failed_polls += 1
                 log = logger.warning if self.failed_polls == 1 else logger.debug
@@ -227,10 +233,28 @@ class PrometheusCollector:
                 for node, history in self._history.items()
             }
 
+    def host_metrics(self, start_s: float, end_s: float) -> HostFigures:
+        """Mean of each host figure between two instants of the monotonic clock, by node."""
+        with self._polling:
+            inside = [by_node for at_s, by_node in self._host_history if start_s <= at_s <= end_s]
+        gathered: dict[str, dict[str, list[float]]] = {}
+        for by_node in inside:
+            for node, figures in by_node.items():
+                for name, value in figures.items():
+                    gathered.setdefault(node, {}).setdefault(name, []).append(value)
+        return {node: {name: float(np.mean(values)) for name, values in figures.items()} for node, figures in gathered.items()}
+
     def idle_power_w(self, start_s: float, end_s: float) -> dict[str, float]:
-        """Mean power of each node between two instants at which it was idle, watts; a node without samples is absent."""
-        energies = self.energy(start_s, end_s, dict.fromkeys(self._history, 0.0))
-        return {node: energy.total_j / (end_s - start_s) for node, energy in energies.items() if energy.total_j is not None}
+        """Mean power of each node between two instants at which it was idle, watts; a node without samples is absent.
+
+        Over the part of the interval that samples cover: `total / (total − above_idle)` at 1 W of idle power.
+        """
+        per_watt = self.energy(start_s, end_s, dict.fromkeys(self._history, 1.0))
+        power_w = {}
+        for node, (total_j, above_j, _) in per_watt.items():
+            if total_j is not None and above_j is not None and total_j > above_j:
+                power_w[node] = total_j / (total_j - above_j)
+        return power_w
 
     def _run(self) -> None:
         while not self._closing.wait(self._interval_s):

@@ -6,7 +6,6 @@ Processes", Oxford 1993, section 2.2). A shorter run is therefore the beginning 
 """
 
 import csv
-import errno
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from mobility.mobility_manager import Cell, Mobility, MobilityManager, RecordedMobility
 from settings import Settings
 from task import Arrival, Device, Task
-from utils import HarnessError, UsageError, did_you_mean, random_stream
+from utils import UsageError, did_you_mean, random_stream, write_failure
 
 TRACE_COLUMNS = (
     "task_id",
@@ -292,8 +291,7 @@ def save_trace(trace: Trace, path: Path) -> None:
             writer.writerow(TRACE_COLUMNS)
             writer.writerows(_with_flag_text(row) for row in trace.rows())
     except OSError as error:
-        kind = HarnessError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else UsageError
-        raise kind(f"--save-trace: {path} cannot be written: {error.strerror}") from None
+        raise write_failure(f"--save-trace: {path} cannot be written", error) from None
 
 
 def _with_flag_text(row: tuple[Any, ...]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import errno
 import json
 import logging
 import os
@@ -36,6 +37,12 @@ class UsageError(HarnessError):
 
 class Interrupted(HarnessError):
     """The person asked the run to stop before it had a result to keep (exit status 130)."""
+
+
+def write_failure(what: str, error: OSError) -> HarnessError:
+    """The error to raise when a file cannot be written: a full disk is a failure, a wrong place is bad usage."""
+    kind = HarnessError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else UsageError
+    return kind(f"{what}: {error.strerror}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -96,6 +96,9 @@ class Mobility(Protocol):
     def device(self, device_id: int, time_s: float) -> Device:
         """State of a device at a time, seconds after the start of the load."""
 
+    def still_covered(self, device: Device, arrival_s: float, time_s: float) -> bool:
+        """Whether a device, known as it was at `arrival_s`, is in the cell at `time_s`."""
+
     def in_cell_share(self, start_s: float, end_s: float) -> float | None:
         """Mean share of the devices inside the cell between two times; None where nothing is known of them."""
 
@@ -177,6 +180,10 @@ class MobilityManager:
         moved = self._position_m[second][:, device_id] + speed * (time_s - second)
         return _device(device_id, self.type_names[self.type_code[device_id]], moved, speed, self.cell)
 
+    def still_covered(self, device: Device, arrival_s: float, time_s: float) -> bool:
+        """Whether a device is in the cell at `time_s`, by its path."""
+        return self.device(device.device_id, time_s).in_coverage
+
     def in_cell_share(self, start_s: float, end_s: float) -> float:
         """Mean share of the devices inside the cell, over the whole seconds from `start_s` on and before `end_s`."""
         self.extend_to(end_s)
@@ -211,10 +218,16 @@ class RecordedMobility:
         tasks = self._tasks_of[device_id]
         latest = tasks[max(0, int(np.searchsorted(self._time_s[tasks], time_s, side="right")) - 1)]
         since = self._device_at(int(latest))
-        elapsed_s = max(0.0, time_s - float(self._time_s[latest]))
+        return self._moved(since, max(0.0, time_s - float(self._time_s[latest])))
+
+    def still_covered(self, device: Device, arrival_s: float, time_s: float) -> bool:
+        """Whether a device is in the cell at `time_s`, on a straight line from its state at `arrival_s`."""
+        return self._moved(device, time_s - arrival_s).in_coverage
+
+    def _moved(self, since: Device, elapsed_s: float) -> Device:
         velocity = np.array([since.vx_mps, since.vy_mps])
         moved = np.array([since.x_m, since.y_m]) + velocity * elapsed_s
-        return _device(device_id, since.device_type, moved, velocity, self.cell)
+        return _device(since.device_id, since.device_type, moved, velocity, self.cell)
 
     def in_cell_share(self, start_s: float, end_s: float) -> float | None:
         """Share of the tasks between two times whose device was inside: the best a trace can say of the devices."""

@@ -39,6 +39,9 @@ class StillMobility:
     def device(self, device_id, time_s):
         return Device(device_id, "fixed", 1.0, 2.0, 0.0, 0.0, device_id < self.inside)
 
+    def still_covered(self, device, arrival_s, time_s):
+        return self.device(device.device_id, time_s).in_coverage
+
     def in_cell_share(self, start_s, end_s):
         return 0.75
 
@@ -64,6 +67,7 @@ def facts(settings=None, **changes):
         "scenario_sha256": "ab" * 32,
         "window_s": 100.0,
         "energy": ENERGY,
+        "idle_w": dict.fromkeys(NODES, 4.0),
     }
     return RunFacts(**{**given, **changes})
 
@@ -75,6 +79,11 @@ def answered(
     outcome = Outcome.ON_TIME if response_s <= sent.adapted_deadline_s else Outcome.LATE
     sent_s = arrival_s + lag_s
     return TaskResult(sent, device, noise, outcome, node, 1, sent_s, sent_s, arrival_s + response_s, 0.0, inference_s)
+
+
+def given_up(task_id=0, arrival_s=0.0):
+    """A task that was open at the drain timeout, its deadline passed."""
+    return failed(task_id, arrival_s)._replace(outcome=Outcome.LATE, assigned_node="coral1", attempts=1, error="drain_timeout")
 
 
 def failed(task_id=0, arrival_s=0.0, **task):
@@ -225,7 +234,7 @@ scheduler, seed, settings, scenario_sha256, git_commit, tasks, slo_compliance_ra
 slo_violations_by_class, fixed_deadline_compliance_rate, base_deadline_compliance_rate, achievable_slo_rate, delivered_rate,
 response_time_s, waiting_time_s, inference_time_s, throughput_tasks_per_s, window_s, energy_j, load_fairness, utilisation,
 coverage_skip_rate, dispatch_lag_s, decision_duration_s, by_minute, versions"""
-FURTHER_KEYS = {"energy_invalid_reasons", "achievable_slo_rate_is_estimate", "emulated_wake_late_p99_s"}
+FURTHER_KEYS = {"energy_invalid_reasons", "achievable_slo_rate_is_estimate", "emulated_wake_late_p99_s", "host_metrics", "idle_w"}
 
 
 def test_summary_has_the_keys_of_the_design_and_a_few_more():
@@ -233,7 +242,7 @@ def test_summary_has_the_keys_of_the_design_and_a_few_more():
 
 
 @pytest.mark.parametrize(
-    "results", [[], [not_placed(Outcome.SKIPPED)], [failed()], [not_placed(Outcome.UNFINISHED)], [answered()]]
+    "results", [[], [not_placed(Outcome.SKIPPED)], [failed()], [not_placed(Outcome.UNFINISHED)], [answered()], [given_up()]]
 )
 def test_summary_of_any_run_is_json_without_nan(results):
     text = json.dumps(summary_of(*results), allow_nan=False)
@@ -466,3 +475,14 @@ def test_in_cell_share_of_the_summary_is_that_of_the_devices():
     (minute,) = summary_of(answered(), settings=settings, mobility=mobility)["by_minute"]
     positions = [[mobility.device(d, float(t)).in_coverage for d in range(mobility.device_count)] for t in range(60)]
     assert minute["in_cell_share"] == pytest.approx(np.mean(positions))
+
+
+def test_task_that_never_got_an_answer_is_late_but_not_completed():
+    summary = summary_of(answered(), given_up(1))
+    assert summary["tasks"]["late"] == 1 and summary["throughput_tasks_per_s"] == 1 / 100.0
+    assert summary["utilisation"]["coral1"] == pytest.approx(0.1 / 100.0)
+    assert summary["delivered_rate"] == 0.5
+
+
+def test_summary_says_what_idle_power_was_taken():
+    assert summary_of(answered())["idle_w"] == dict.fromkeys(NODES, 4.0)

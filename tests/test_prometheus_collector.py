@@ -396,6 +396,33 @@ def test_idle_power_is_the_mean_between_two_instants_and_absent_without_samples(
     assert collector.idle_power_w(0.0, 10.0) == {"coral1": pytest.approx(4.5)}
 
 
+@pytest.mark.parametrize("scraped_every_s", [1.0, 2.5])
+def test_idle_power_by_a_counter_is_over_the_time_that_the_counter_covers(scraped_every_s):
+    scrapes = np.arange(0.4, 29.0, scraped_every_s).tolist()
+    collector = PrometheusCollector(ListSource({"coral1": [PowerSample(at, None, 4.56 * at) for at in scrapes]}), ["coral1"], 1.0)
+    collector.poll()
+    assert collector.idle_power_w(0.0, 30.0) == {"coral1": pytest.approx(4.56)}
+
+
+def test_values_that_are_no_numbers_are_no_samples():
+    now = time.time()
+    answer = matrix(series("node_power_watts", "coral1", [(now - 2, 4.5), (now - 1, math.nan)]))
+    with scripted_server(lambda asked: answer) as server:
+        first, second = PrometheusSource(server.url, ["coral1"], 10.0).read()["coral1"]
+    assert (first.power_w, second.power_w) == (4.5, None)
+
+
+@pytest.mark.parametrize(
+    "series_of_node", [{"metric": {"node": "coral1"}}, {"metric": {"node": "coral1"}, "values": [["now", "x"]]}, 3]
+)
+def test_series_that_is_not_as_agreed_is_an_os_error(series_of_node):
+    with (
+        scripted_server(lambda asked: matrix(series_of_node)) as server,
+        pytest.raises(OSError, match=f"Prometheus at {server.url}"),
+    ):
+        PrometheusSource(server.url, ["coral1"], 10.0).read()
+
+
 def test_latest_sample_is_read_while_a_poll_waits():
     entered, gate = threading.Event(), threading.Event()
     first, second = PowerSample(1.0, 4.0), PowerSample(2.0, 5.0)
@@ -445,3 +472,14 @@ def test_address_of_a_prometheus_server_is_taken_without_its_closing_slash(url):
 def test_what_is_no_address_is_refused_by_the_name_of_its_option(url):
     with pytest.raises(UsageError, match="--prometheus-url: expected an address such as"):
         require_url("--prometheus-url", url)
+
+
+def test_host_figures_are_read_with_every_poll_and_averaged_over_the_window():
+    figures = iter([{"coral1": {"cpu_busy_fraction": busy}} for busy in (0.2, 0.4, 0.9)])
+    collector = PrometheusCollector(ListSource({}, {}, {}), ["coral1"], 1.0, lambda: next(figures))
+    start_s = time.monotonic()
+    collector.poll()
+    collector.poll()
+    end_s = time.monotonic()
+    collector.poll()
+    assert collector.host_metrics(start_s, end_s) == {"coral1": {"cpu_busy_fraction": pytest.approx(0.3)}}
