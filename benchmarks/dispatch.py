@@ -1,7 +1,8 @@
 """How late tasks are dispatched: on the emulated cluster, over HTTP to servers that answer at once, and in process.
 
-The in-process figure stands beside MLPerf LoadGen (server scenario) at the same rate, both completing a task at once: the latency
-each reports, from the scheduled time, is then how late it issued.
+Every figure stands beside MLPerf LoadGen (server scenario) at the same rate in the same run, its system under test completing at
+once: the latency it reports, from the scheduled time, is then how late it issued. In process both do the same; elsewhere LoadGen
+only tells how quiet the machine was.
 """
 
 import json
@@ -33,6 +34,7 @@ from slo_monitor import SloMonitor
 from task import TaskResult
 from utils import PROJECT_ROOT, RowFiles, random_stream
 
+DEFAULT_RATE_PER_S = 31
 HTTP_RATE_PER_S = 300
 IN_PROCESS_RATE_PER_S = 1000
 DEVICES = 100
@@ -61,12 +63,16 @@ class InstantCluster(WallClockCluster):
 
 def emulated(seconds: float, repeats: int) -> list[Figure]:
     """Default load on the emulated cluster: dispatch lag quiet and with the live display, wake lateness, memory."""
-    quiet = [_run_harness(["--duration", str(seconds), "--seed", str(seed), "--quiet"]) for seed in range(repeats)]
-    live = [_run_harness(["--duration", str(seconds), "--seed", str(seed)], terminal=True) for seed in range(repeats)]
+    quiet, live, loadgen_ms = [], [], []
+    for seed in range(repeats):
+        options = ["--duration", str(seconds), "--seed", str(seed)]
+        quiet.append(_run_harness([*options, "--quiet"]))
+        live.append(_run_harness(options, terminal=True))
+        loadgen_ms += _loadgen_latency_p99_ms(seconds, DEFAULT_RATE_PER_S)
     at = f"default load, emulated, {seconds:g} s"
     return [
-        median_figure(f"dispatch lag p99, {at}, --quiet", [_lag_p99_ms(summary) for summary, _ in quiet], "ms", 1.0),
-        median_figure(f"dispatch lag p99, {at}, live display", [_lag_p99_ms(summary) for summary, _ in live], "ms", 2.0),
+        _lag_figure(f"{at}, --quiet", [_lag_p99_ms(summary) for summary, _ in quiet], 1.0, loadgen_ms),
+        _lag_figure(f"{at}, live display", [_lag_p99_ms(summary) for summary, _ in live], 2.0, loadgen_ms),
         median_figure(
             f"emulated accelerators' wake lateness p99 (bucket bound), {at}",
             [summary["emulated_wake_late_p99_s"] * 1e3 for summary, _ in quiet],
@@ -82,11 +88,14 @@ def http_at_once(seconds: float, repeats: int) -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         config = _constant_rate_config(Path(folder), HTTP_RATE_PER_S, at_once=True)
         options = ["--config", str(config), "--duration", str(seconds), "--quiet"]
-        runs = [_run_harness([*options, "--seed", str(seed)])[0] for seed in range(repeats)]
+        runs, loadgen_ms = [], []
+        for seed in range(repeats):
+            runs.append(_run_harness([*options, "--seed", str(seed)])[0])
+            loadgen_ms += _loadgen_latency_p99_ms(seconds, HTTP_RATE_PER_S)
     lost = sum(run["tasks"]["generated"] - run["tasks"]["on_time"] - run["tasks"]["late"] for run in runs)
     at = f"{HTTP_RATE_PER_S} tasks/s over HTTP, {seconds:g} s"
     return [
-        median_figure(f"dispatch lag p99, {at}", [_lag_p99_ms(run) for run in runs], "ms", 5.0),
+        _lag_figure(at, [_lag_p99_ms(run) for run in runs], 5.0, loadgen_ms),
         Figure(f"tasks lost, {at}, {repeats} runs", lost, "tasks", 0.5),
     ]
 
@@ -96,12 +105,15 @@ def in_process(seconds: float, repeats: int) -> list[Figure]:
     lags_ms, loadgen_ms = [], []
     for seed in range(repeats):
         lags_ms.append(_in_process_lag_p99_ms(seconds, seed))
-        loadgen_ms += _loadgen_latency_p99_ms(seconds)
+        loadgen_ms += _loadgen_latency_p99_ms(seconds, IN_PROCESS_RATE_PER_S)
     at = f"{IN_PROCESS_RATE_PER_S} tasks/s in process, {seconds:g} s"
-    figure = median_figure(f"dispatch lag p99, {at}", lags_ms, "ms", 1.0)
-    if loadgen_ms:
-        figure = figure._replace(beside=("MLPerf LoadGen", statistics.median(loadgen_ms)))
-    return [figure]
+    return [_lag_figure(at, lags_ms, 1.0, loadgen_ms)]
+
+
+def _lag_figure(at: str, lags_ms: Sequence[float], target_ms: float, loadgen_ms: Sequence[float]) -> Figure:
+    """Median of the lags of some runs, beside the median of LoadGen's where it is installed."""
+    figure = median_figure(f"dispatch lag p99, {at}", lags_ms, "ms", target_ms)
+    return figure._replace(beside=("MLPerf LoadGen", statistics.median(loadgen_ms))) if loadgen_ms else figure
 
 
 def _lag_p99_ms(summary: dict[str, Any]) -> float:
@@ -191,7 +203,7 @@ def _in_process_run(settings: Settings, profile: PerformanceProfile, output: Pat
     return lags_s[int(len(lags_s) * 0.99)] * 1e3
 
 
-def _loadgen_latency_p99_ms(seconds: float) -> list[float]:
+def _loadgen_latency_p99_ms(seconds: float, rate_per_s: float) -> list[float]:
     """Latency p99 that LoadGen reports when its system under test completes at once; empty where it is not installed."""
     try:
         import mlperf_loadgen as loadgen
@@ -200,7 +212,7 @@ def _loadgen_latency_p99_ms(seconds: float) -> list[float]:
     settings = loadgen.TestSettings()
     settings.scenario = loadgen.TestScenario.Server
     settings.mode = loadgen.TestMode.PerformanceOnly
-    settings.server_target_qps = IN_PROCESS_RATE_PER_S
+    settings.server_target_qps = rate_per_s
     settings.min_duration_ms = settings.max_duration_ms = int(seconds * 1e3)
     settings.min_query_count = 1
     settings.server_target_latency_ns = 10**9
