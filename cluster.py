@@ -8,10 +8,11 @@ import bisect
 import math
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import count
 from time import perf_counter
+from types import MappingProxyType
 from typing import NamedTuple, Self
 
 from performance_profile import PerformanceProfile
@@ -130,6 +131,11 @@ class NodeState:
     def serves(self, model: str) -> bool:
         """Whether the node is up and offers `model`, and the profile knows what that takes there."""
         return self.up and model in self.view.models and model in self._service_time_s
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were sent and are not answered."""
+        return len(self._in_flight)
 
     def put(self, request: Request) -> None:
         """Let a request wait for a connection, at its place in the queue's order."""
@@ -324,6 +330,13 @@ class Cluster(ABC):
 
     # What all share.
 
+    unreachable_at_start: Mapping[str, str] = MappingProxyType({})
+    """Why a node could not be reached when the cluster was entered, by node."""
+
+    def down_periods(self) -> list[tuple[str, float, float]]:
+        """Each time a node was out during the load: its name, from and until when, seconds since the start of the load."""
+        return []
+
     def stop(self, failure: HarnessError | None = None) -> None:
         """Ask the run to stop, from any thread or signal handler; `failure` says why, where it is not a person's wish."""
         self.failure = self.failure or failure
@@ -334,9 +347,11 @@ class Cluster(ABC):
         """Whether the run was asked to stop."""
         return self._stop
 
-    def observe(self, task: Task) -> list[Node]:
-        """The healthy nodes that serve `task`, filled with what may be known of them now. Hold the lock."""
-        return self._observe(task, ())
+    def observe(self, task: Task) -> Iterator[Node]:
+        """The healthy nodes that serve `task`, each filled with what may be known of it now as it is asked for. Hold the lock."""
+        now_s, clock_s = self.now_s(), self.clock()
+        for state in self._serving(task.model_name):
+            yield self._filled(state, task, now_s, clock_s)
 
     def place(self, task: Task, device: Device, service_noise: float) -> None:
         """Put a new task into the queue of the node that the scheduler chooses. Hold the lock."""
@@ -344,22 +359,34 @@ class Cluster(ABC):
         self._open[request] = None
         self._place(request)
 
-    def _observe(self, task: Task, excluded: Collection[str]) -> list[Node]:
+    def _serving(self, model: str) -> list[NodeState]:
+        """The healthy nodes that serve `model`, in the cluster's order."""
+        return [state for state in self.nodes if state.serves(model)]
+
+    def _filled(self, state: NodeState, task: Task, now_s: float, clock_s: float) -> Node:
+        node = state.fill(task, now_s, self._settings.safety_margin)
+        sample = self._power.get(state.name)
+        if sample is None:
+            node.power_age_s = node.power_w = None
+        else:
+            node.power_age_s = age_s = clock_s - sample.time_s
+            node.power_w = sample.power_w if age_s <= self._settings.power.max_age_s else None
+        return node
+
+    def _offered(self, request: Request) -> list[Node]:
+        """The nodes that may serve `request` now, filled unless nobody would look at them."""
+        task, tried = request.task, request.tried
+        serving = self._serving(task.model_name)
+        if tried:
+            serving = [state for state in serving if state.name not in tried]
+        if self._on_decision is None and not self._scheduler.looks_at_nodes:
+            return [state.view for state in serving]
         now_s, clock_s = self.now_s(), self.clock()
-        margin, max_age_s = self._settings.safety_margin, self._settings.power.max_age_s
-        offered = []
-        for state in self.nodes:
-            if state.serves(task.model_name) and state.name not in excluded:
-                node = state.fill(task, now_s, margin)
-                sample = self._power.get(state.name)
-                node.power_age_s = clock_s - sample.time_s if sample else None
-                node.power_w = sample.power_w if sample and clock_s - sample.time_s <= max_age_s else None
-                offered.append(node)
-        return offered
+        return [self._filled(state, task, now_s, clock_s) for state in serving]
 
     def _place(self, request: Request) -> None:
         task = request.task
-        offered = self._observe(task, request.tried)
+        offered = self._offered(request)
         if not offered:
             request.error = request.error or f"no node serves {task.model_name}"
             self._end(request, Outcome.FAILED)

@@ -1,13 +1,13 @@
 """Deadlines that know when a device will leave the cell, and that soft tasks can wait a little when the cluster is full."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 from mobility.mobility_manager import Cell
 from scheduler import Node
 from settings import Settings
 from task import Device, Task
 
-Observe = Callable[[Task], Sequence[Node]]
+Observe = Callable[[Task], Iterable[Node]]
 
 
 class DeadlineAdapter:
@@ -34,7 +34,7 @@ class DeadlineAdapter:
         Args:
             task: as generated.
             device: its device at arrival.
-            observe: gives the healthy nodes that serve the task, filled for it; asked only when the answer matters.
+            observe: gives the healthy nodes that serve the task, each filled for it as it is taken; asked only when it matters.
 
         Returns:
             A new task with `adapted_deadline_s` and `fixed_deadline_s` set.

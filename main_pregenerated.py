@@ -13,17 +13,17 @@ if __name__ == "__main__":  # until main() has its own handlers: an end without 
         signal.signal(_number, lambda *_: sys.exit(130))
 
 import argparse
-import gc
 import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, TypeVar
 
 from rich.console import Console
 
@@ -31,15 +31,17 @@ from cluster import Cluster
 from console import Progress, print_summary
 from deadline_adapter import DeadlineAdapter
 from emulated_nodes import EmulatedNodes
-from inference_request import WORKERS, HttpCluster, placeholders, require_worker_urls
-from metric_collector import DEVICE_COLUMNS, RESULT_COLUMNS, MetricCollector, RunFacts, decision_columns
+from inference_request import WORKERS, HttpCluster, low_latency, placeholders, require_worker_urls
+from metric_collector import MetricCollector, RunFolder
 from mobility.mobility_manager import Mobility, MobilityManager
 from performance_profile import PerformanceProfile, load_profile
 from prometheus_collector import NodeMetricsSource, PrometheusCollector, PrometheusSource, require_url
-from scheduler import BaseScheduler, create_scheduler
+from run_figures import RunFacts
+from scheduler import create_scheduler
 from settings import Settings, load_settings, require_known_models
+from simulated_cluster import SimulatedCluster
 from slo_monitor import VIOLATION_COLUMNS, SloMonitor
-from task import Arrival, Outcome, TaskResult
+from task import Arrival, Decision, Outcome, TaskResult
 from task_generator import Trace, generate_trace, load_trace, recorded_mobility, save_trace, scenario_sha256
 from utils import HarnessError, Interrupted, RowFiles, UsageError, random_stream, write_failure, write_json_atomically
 
@@ -47,7 +49,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_PROMETHEUS_URL = "http://127.0.0.1:30090"
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-_SWITCH_INTERVAL_S = 1e-4
 
 
 def run_experiment(trace: Trace, cluster: Cluster, adapter: DeadlineAdapter, record: Callable[[TaskResult], None]) -> None:
@@ -108,47 +109,6 @@ def build_scenario(settings: Settings, trace_file: Path | None, duration_s: floa
     return settings, Scenario(trace, recorded_mobility(settings, trace), sorted(set(trace.device_id.tolist())))
 
 
-class RunFolder:
-    """Folder `<output>/<experiment_id>/` of one run and the names of its files; the id is made unique.
-
-    Raises:
-        UsageError: the folder cannot be made.
-    """
-
-    def __init__(self, output: Path, started: datetime) -> None:
-        stamp = started.strftime("%Y%m%d_%H%M%S")
-        for suffix in itertools.chain([""], (f"_{number}" for number in itertools.count(2))):
-            self.experiment_id = stamp + suffix
-            self.path = output / self.experiment_id
-            try:
-                self.path.mkdir(parents=True)
-                break
-            except FileExistsError:
-                if not output.is_dir():
-                    raise UsageError(f"--output: {output} is no folder") from None
-            except OSError as error:
-                raise write_failure(f"--output: {self.path} cannot be made", error) from None
-        self.results = self.path / "master_inference_results.csv"
-        self.violations = self.path / f"slo_violations_{self.experiment_id}.csv"
-        self.decisions = self.path / f"scheduling_decisions_{self.experiment_id}.csv"
-        self.devices = self.path / f"devices_{self.experiment_id}.csv"
-        self.summary = self.path / f"experiment_summary_{self.experiment_id}.json"
-
-    def remove_if_empty(self) -> None:
-        """Leave nothing behind of a run that never got as far as its files."""
-        if not any(self.path.iterdir()):
-            self.path.rmdir()
-
-    def columns(self, node_names: Sequence[str]) -> dict[Path, Sequence[str]]:
-        """Header of each CSV file."""
-        return {
-            self.results: RESULT_COLUMNS,
-            self.violations: VIOLATION_COLUMNS,
-            self.decisions: decision_columns(node_names),
-            self.devices: DEVICE_COLUMNS,
-        }
-
-
 class StopSignal:
     """Turns SIGINT and SIGTERM into a wish that is looked at where stopping is safe."""
 
@@ -173,31 +133,23 @@ class StopSignal:
             self._tell()
 
 
-@contextmanager
-def low_latency() -> Iterator[None]:
-    """Let the dispatching thread get the interpreter quickly: short switch interval, no garbage collection of what is old."""
-    interval_s = sys.getswitchinterval()
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        sys.setswitchinterval(interval_s)
+AnyCluster = TypeVar("AnyCluster", bound=Cluster)
+MakeCluster = Callable[[Callable[[TaskResult], None], Callable[[Decision], None]], AnyCluster]
+"""Makes a cluster that tells of ended tasks and of decisions."""
+Measured = Callable[[AnyCluster, Callable[[], None]], dict[str, Any]]
+"""Given the entered cluster and the load, runs the load and gives what this kind of cluster adds to RunFacts."""
 
 
-class Run:
-    """One run on the wall clock: the parts, wired together.
+class Run(Generic[AnyCluster]):
+    """One run with its files: what is the same on every cluster.
 
     Args:
         settings: the experiment.
         scenario: its outside world.
-        kind: workers or emulated.
-        workers: address of each node's `/infer`.
+        kind: workers, emulated or simulated.
         profile: figures of the nodes.
-        scheduler: the policy.
-        power: poller of the nodes' power.
+        node_names: the nodes of the cluster.
+        make_cluster: makes the cluster.
         folder: where the files go.
 
     Raises:
@@ -209,31 +161,27 @@ class Run:
         settings: Settings,
         scenario: Scenario,
         kind: str,
-        workers: Mapping[str, str],
         profile: PerformanceProfile,
-        scheduler: BaseScheduler,
-        power: PrometheusCollector,
+        node_names: Sequence[str],
+        make_cluster: MakeCluster[AnyCluster],
         folder: RunFolder,
     ) -> None:
         self._settings = settings
         self._scenario = scenario
         self._kind = kind
-        self._profile = profile
-        self._power = power
         self._folder = folder
-        names = list(workers)
         self._collector = MetricCollector(
             settings,
             profile,
-            names,
+            node_names,
             scenario.mobility,
             write_result=lambda row: self._files.append(folder.results, row),
             write_decision=lambda row: self._files.append(folder.decisions, row),
         )
         self.monitor = SloMonitor(lambda row: self._files.append(folder.violations, row))
-        self.cluster = HttpCluster(workers, profile, settings, scheduler, power.latest, self._record, self._collector.decided)
+        self.cluster = make_cluster(self._record, self._collector.decided)
         try:
-            self._files = RowFiles(folder.columns(names), self._disk_failed)
+            self._files = RowFiles(folder.columns(node_names, VIOLATION_COLUMNS), self._disk_failed)
         except OSError as error:
             raise write_failure(f"--output: {folder.path} cannot be written", error) from None
 
@@ -244,36 +192,21 @@ class Run:
     def _disk_failed(self, error: OSError) -> None:
         self.cluster.stop(HarnessError(f"{self._folder.path} cannot be written any more: {error.strerror}"))
 
-    def measure(self, nodes: EmulatedNodes | None, progress: Progress | None, say: Callable[[str], None]) -> dict[str, Any]:
-        """Do the run and write its files.
+    def _load(self) -> None:
+        run_experiment(self._scenario.trace, self.cluster, DeadlineAdapter(self._settings), self._record)
 
-        Args:
-            nodes: the emulated nodes, if that is what runs.
-            progress: shows how it goes.
-            say: prints a line.
-
-        Returns:
-            The summary, as it stands in its file.
+    def measure(self, measured: Measured[AnyCluster]) -> dict[str, Any]:
+        """Do the run and write its files; the summary, as it stands in its file.
 
         Raises:
             HarnessError: no node was ever up, the disk is full, or the policy failed.
         """
         try:
             with self.cluster:
-                for name, why in self.cluster.unreachable_at_start.items():
-                    say(f"{name} cannot be reached: {why}")
-                idle_w = self._idle_power_w(say)
                 started = datetime.now().astimezone()
-                late_before = nodes.lateness() if nodes else None
-                with low_latency(), progress or nullcontext():
-                    self._power.poll()
-                    run_experiment(self._scenario.trace, self.cluster, DeadlineAdapter(self._settings), self._record)
-                    end_s = self.cluster.clock()
-                    window_s = self.cluster.now_s()
-                    down_periods = self.cluster.down_periods()
-                self._power.poll()
-                late = nodes.lateness().since(late_before) if nodes and late_before else None
-            for row in self._collector.device_rows(self._scenario.device_ids, min(window_s, self._settings.duration_s)):
+                added = measured(self.cluster, self._load)
+            ended_s = min(added["window_s"], self._settings.duration_s)
+            for row in self._collector.device_rows(self._scenario.device_ids, ended_s):
                 self._files.append(self._folder.devices, row)
         finally:
             self._files.close()
@@ -288,13 +221,7 @@ class Run:
             scheduler=self._settings.scheduler,
             settings=self._settings,
             scenario_sha256=scenario_sha256(self._settings, self._scenario.trace),
-            window_s=window_s,
-            energy=self._power.energy(end_s - window_s, end_s, idle_w),
-            idle_w=idle_w,
-            down_periods=down_periods,
-            unreachable_at_start=self.cluster.unreachable_at_start,
-            wake_late_p99_s=late.percentile_s(99) if late else None,
-            host_metrics=self._power.host_metrics(end_s - window_s, end_s) if self._settings.power.host_metrics else None,
+            **added,
         )
         summary = self._collector.summarise(facts)
         try:
@@ -303,19 +230,68 @@ class Run:
             raise HarnessError(f"{self._folder.summary} cannot be written: {error.strerror}") from error
         return summary
 
-    def _idle_power_w(self, say: Callable[[str], None]) -> dict[str, float]:
+
+@dataclass(frozen=True)
+class WallClock:
+    """How a run on the wall clock is measured.
+
+    Attributes:
+        settings: the experiment.
+        power: the running poller of the nodes' power.
+        nodes: the emulated nodes, if that is what runs.
+        progress: shows how it goes while the load runs.
+        say: prints a line.
+    """
+
+    settings: Settings
+    power: PrometheusCollector
+    nodes: EmulatedNodes | None
+    progress: AbstractContextManager[object]
+    say: Callable[[str], None]
+
+    def measured(self, cluster: Cluster, load: Callable[[], None]) -> dict[str, Any]:
+        """Run the load; window and energy by the meters, and how late emulated accelerators woke."""
+        for name, why in cluster.unreachable_at_start.items():
+            self.say(f"{name} cannot be reached: {why}")
+        idle_w = self._idle_power_w(cluster)
+        late_before = self.nodes.lateness() if self.nodes else None
+        with low_latency(), self.progress:
+            self.power.poll()
+            load()
+            window_s, end_s = cluster.now_s(), cluster.clock()
+            down_periods = cluster.down_periods()
+        self.power.poll()
+        late = self.nodes.lateness().since(late_before) if self.nodes and late_before else None
+        return {
+            "window_s": window_s,
+            "energy": self.power.energy(end_s - window_s, end_s, idle_w),
+            "idle_w": idle_w,
+            "down_periods": down_periods,
+            "unreachable_at_start": cluster.unreachable_at_start,
+            "wake_late_p99_s": late.percentile_s(99) if late else None,
+            "host_metrics": self.power.host_metrics(end_s - window_s, end_s) if self.settings.power.host_metrics else None,
+        }
+
+    def _idle_power_w(self, cluster: Cluster) -> dict[str, float]:
         """Idle power by node, watts: measured before the load on real workers, the profile's elsewhere and without a meter."""
-        idle_w = {node.name: node.view.idle_w for node in self.cluster.nodes}
-        baseline_s = self._settings.power.idle_baseline_s
-        if self._kind == "workers" and baseline_s > 0:
-            say(f"measuring idle power for {baseline_s:g} s …")
-            self._power.poll()
-            start_s = self.cluster.clock()
-            while self.cluster.clock() - start_s < baseline_s and not self.cluster.stopping:
+        idle_w = {node.name: node.view.idle_w for node in cluster.nodes}
+        baseline_s = self.settings.power.idle_baseline_s
+        if self.nodes is None and baseline_s > 0:
+            self.say(f"measuring idle power for {baseline_s:g} s …")
+            self.power.poll()
+            start_s = cluster.clock()
+            while cluster.clock() - start_s < baseline_s and not cluster.stopping:
                 time.sleep(0.1)
-            self._power.poll()
-            idle_w.update(self._power.idle_power_w(start_s, self.cluster.clock()))
+            self.power.poll()
+            idle_w.update(self.power.idle_power_w(start_s, cluster.clock()))
         return idle_w
+
+
+def measured_in_virtual_time(cluster: SimulatedCluster, load: Callable[[], None]) -> dict[str, Any]:
+    """Run the load; window and exact energy."""
+    load()
+    idle_w = {node.name: node.view.idle_w for node in cluster.nodes}
+    return {"window_s": cluster.now_s(), "energy": cluster.energy(), "idle_w": idle_w}
 
 
 def choose_cluster(option: str, workers: Mapping[str, str]) -> tuple[str, str | None]:
@@ -327,9 +303,11 @@ def choose_cluster(option: str, workers: Mapping[str, str]) -> tuple[str, str | 
     missing = placeholders(workers)
     if option == "auto" and missing and len(missing) == len(workers):
         return "emulated", "WORKERS in inference_request.py still holds its placeholders: running on local emulated nodes."
-    if option != "emulated" and missing:
+    if option in ("emulated", "simulated"):
+        return option, None
+    if missing:
         raise UsageError(f"WORKERS in inference_request.py: no address yet for {', '.join(missing)}")
-    return ("emulated" if option == "emulated" else "workers"), None
+    return "workers", None
 
 
 def run(options: argparse.Namespace, console: Console, stop: StopSignal) -> int:
@@ -358,16 +336,21 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignal) -> int:
         say(notice)
     with ExitStack() as stack:
         stack.callback(folder.remove_if_empty)
-        nodes = None
-        workers: Mapping[str, str] = WORKERS
-        if kind == "emulated":
-            nodes = stack.enter_context(EmulatedNodes(profile, lambda: stop.received))
-            workers = nodes.workers
-        power = stack.enter_context(_power_poller(prometheus_url, nodes, list(workers), settings))
-        one = Run(settings, scenario, kind, workers, profile, scheduler, power, folder)
-        stop.tell(one.cluster.stop)
-        progress = None if options.quiet else Progress(console, one.cluster, one.monitor, power, settings)
-        summary = one.measure(nodes, progress, say)
+        if kind == "simulated":
+            names = list(profile.nodes)
+            simulated = partial(SimulatedCluster, profile, names, settings, scheduler)
+            virtual = Run(settings, scenario, kind, profile, names, simulated, folder)
+            stop.tell(virtual.cluster.stop)
+            summary = virtual.measure(measured_in_virtual_time)
+        else:
+            nodes = stack.enter_context(EmulatedNodes(profile, lambda: stop.received)) if kind == "emulated" else None
+            workers = nodes.workers if nodes else WORKERS
+            power = stack.enter_context(_power_poller(prometheus_url, nodes, list(workers), settings))
+            real = partial(HttpCluster, workers, profile, settings, scheduler, power.latest)
+            one = Run(settings, scenario, kind, profile, list(workers), real, folder)
+            stop.tell(one.cluster.stop)
+            progress = nullcontext() if options.quiet else Progress(console, one.cluster, one.monitor, power, settings)
+            summary = one.measure(WallClock(settings, power, nodes, progress, say).measured)
     print_summary(console, summary, folder.path)
     return EXIT_INTERRUPTED if summary["interrupted"] else 0
 
@@ -403,9 +386,9 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scheduler", metavar="NAME", help="policy, or package.module:Class (power_aware_topsis)")
     parser.add_argument(
         "--cluster",
-        choices=("auto", "workers", "emulated"),
+        choices=("auto", "workers", "emulated", "simulated"),
         default="auto",
-        help="the pods in WORKERS, or local emulated nodes; auto: emulated while WORKERS holds its placeholders",
+        help="the pods in WORKERS, local emulated nodes, nodes in virtual time; auto: emulated while WORKERS holds placeholders",
     )
     parser.add_argument("--trace", type=Path, metavar="FILE", help="replay this load instead of drawing one")
     parser.add_argument("--save-trace", type=Path, metavar="FILE", help="write the load to a file that --trace reads")

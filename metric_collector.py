@@ -1,13 +1,12 @@
 """The result files of a run and its summary: what every figure is taken over is said at the function that makes it."""
 
+import itertools
 import math
-import sys
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
-from platform import machine, python_version
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,20 @@ from numpy.typing import NDArray
 
 from mobility.mobility_manager import Mobility
 from performance_profile import PerformanceProfile
+from run_figures import (
+    RunFacts,
+    energy_invalid_reasons,
+    energy_summary,
+    invalid_reasons,
+    jain_index,
+    mean,
+    percentiles,
+    ratio,
+    versions,
+)
 from settings import Settings
-from task import DISPATCHED, Decision, NodeEnergy, Outcome, TaskResult
-from utils import git_commit
+from task import DISPATCHED, Decision, Outcome, TaskResult
+from utils import UsageError, git_commit, write_failure
 
 RESULT_COLUMNS = (
     "task_id",
@@ -59,12 +69,6 @@ DEVICE_COLUMNS = (
     "tasks_skipped",
 )
 
-LAG_P99_LIMIT_S = 5e-3
-LAG_MAX_LIMIT_S = 50e-3
-WAKE_P99_LIMIT_S = 5e-3
-DOWN_LIMIT_S = 5.0
-UNCOVERED_LIMIT = 0.05
-
 Floats = NDArray[np.float64]
 Row = Sequence[object]
 
@@ -96,37 +100,45 @@ def decision_columns(node_names: Sequence[str]) -> tuple[str, ...]:
     return ("task_id", "attempt", "decision_time_s", "scheduler", "selected_node", *seen, "decision_duration_s")
 
 
-@dataclass(frozen=True)
-class RunFacts:
-    """What the summary says of a run beside its tasks; times in seconds, energy in joules.
+class RunFolder:
+    """Folder `<output>/<experiment_id>/` of one run and the names of its files; the id is made unique.
 
-    Attributes:
-        cluster: workers, emulated or simulated.
-        scheduler: the policy's name as given.
-        window_s: from the start of the load to the end of the drain.
-        energy: energy of each node over that window.
-        idle_w: idle power of each node that above-idle energy was taken against, watts.
-        down_periods: node, from, until.
-        unreachable_at_start: why, by node.
-        wake_late_p99_s: how late the emulated accelerators woke; None elsewhere.
-        host_metrics: mean CPU, memory and network figures by node; None where they were not asked for.
+    Raises:
+        UsageError: the folder cannot be made.
     """
 
-    experiment_id: str
-    started_at: str
-    finished_at: str
-    interrupted: bool
-    cluster: str
-    scheduler: str
-    settings: Settings
-    scenario_sha256: str
-    window_s: float
-    energy: Mapping[str, NodeEnergy]
-    idle_w: Mapping[str, float]
-    down_periods: Sequence[tuple[str, float, float]] = ()
-    unreachable_at_start: Mapping[str, str] | None = None
-    wake_late_p99_s: float | None = None
-    host_metrics: Mapping[str, Mapping[str, float]] | None = None
+    def __init__(self, output: Path, started: datetime) -> None:
+        stamp = started.strftime("%Y%m%d_%H%M%S")
+        for suffix in itertools.chain([""], (f"_{number}" for number in itertools.count(2))):
+            self.experiment_id = stamp + suffix
+            self.path = output / self.experiment_id
+            try:
+                self.path.mkdir(parents=True)
+                break
+            except FileExistsError:
+                if not output.is_dir():
+                    raise UsageError(f"--output: {output} is no folder") from None
+            except OSError as error:
+                raise write_failure(f"--output: {self.path} cannot be made", error) from None
+        self.results = self.path / "master_inference_results.csv"
+        self.violations = self.path / f"slo_violations_{self.experiment_id}.csv"
+        self.decisions = self.path / f"scheduling_decisions_{self.experiment_id}.csv"
+        self.devices = self.path / f"devices_{self.experiment_id}.csv"
+        self.summary = self.path / f"experiment_summary_{self.experiment_id}.json"
+
+    def remove_if_empty(self) -> None:
+        """Leave nothing behind of a run that never got as far as its files."""
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    def columns(self, node_names: Sequence[str], violation_columns: Sequence[str]) -> dict[Path, Sequence[str]]:
+        """Header of each CSV file."""
+        return {
+            self.results: RESULT_COLUMNS,
+            self.violations: violation_columns,
+            self.decisions: decision_columns(node_names),
+            self.devices: DEVICE_COLUMNS,
+        }
 
 
 class MetricCollector:
@@ -279,24 +291,24 @@ class MetricCollector:
             "scenario_sha256": facts.scenario_sha256,
             "git_commit": git_commit(),
             "tasks": {"generated": len(figures), **{outcome.value: len(figures.of(outcome)) for outcome in Outcome}},
-            "slo_compliance_rate": _ratio(len(on_time), len(dispatched)),
-            "slo_compliance_rate_by_class": {name: _ratio(len(good), len(all_)) for name, (all_, good) in by_class.items()},
+            "slo_compliance_rate": ratio(len(on_time), len(dispatched)),
+            "slo_compliance_rate_by_class": {name: ratio(len(good), len(all_)) for name, (all_, good) in by_class.items()},
             "slo_violations_by_class": {name: len(all_) - len(good) for name, (all_, good) in by_class.items()},
-            "fixed_deadline_compliance_rate": _mean(dispatched["met_fixed_deadline"]),
-            "base_deadline_compliance_rate": _mean(dispatched["met_base_deadline"]),
+            "fixed_deadline_compliance_rate": mean(dispatched["met_fixed_deadline"]),
+            "base_deadline_compliance_rate": mean(dispatched["met_base_deadline"]),
             "achievable_slo_rate": self._achievable_rate(dispatched, estimate=facts.cluster == "workers"),
             "achievable_slo_rate_is_estimate": facts.cluster == "workers",
-            "delivered_rate": _mean(dispatched["delivered"]),
+            "delivered_rate": mean(dispatched["delivered"]),
             "response_time_s": percentiles(completed["response_time_s"]),
             "waiting_time_s": percentiles(completed["waiting_time_s"]),
             "inference_time_s": percentiles(completed["inference_time_s"]),
-            "throughput_tasks_per_s": _ratio(len(completed), facts.window_s),
+            "throughput_tasks_per_s": ratio(len(completed), facts.window_s),
             "window_s": facts.window_s,
             "energy_j": energy_summary(facts.energy, len(dispatched), len(on_time)),
             "idle_w": dict(facts.idle_w),
             "load_fairness": jain_index(list(utilisation.values())),
             "utilisation": utilisation,
-            "coverage_skip_rate": _ratio(skipped, len(figures)),
+            "coverage_skip_rate": ratio(skipped, len(figures)),
             "dispatch_lag_s": lag_s,
             "decision_duration_s": percentiles(np.array(self._decision_duration_s)),
             "emulated_wake_late_p99_s": facts.wake_late_p99_s,
@@ -327,7 +339,7 @@ class MetricCollector:
                     noise = 1.0 if estimate else np.exp(sigma * tasks["service_noise"] - sigma**2 / 2)
                     best_s = np.minimum(best_s, self._profile.overhead_s(node) + mean_s * noise)
             achievable += int((best_s <= tasks["fixed_deadline_s"]).sum())
-        return _ratio(achievable, len(dispatched))
+        return ratio(achievable, len(dispatched))
 
     def _by_minute(self, figures: "_Figures") -> list[dict[str, Any]]:
         """Figures of the tasks that arrived in each minute; the in-cell share is that of the devices."""
@@ -342,7 +354,7 @@ class MetricCollector:
                 {
                     "minute": number,
                     "dispatched": len(dispatched),
-                    "slo_compliance_rate": _ratio(len(tasks.of(Outcome.ON_TIME)), len(dispatched)),
+                    "slo_compliance_rate": ratio(len(tasks.of(Outcome.ON_TIME)), len(dispatched)),
                     "in_cell_share": self._mobility.in_cell_share(number * 60.0, end_s),
                     "dispatch_lag_p99_s": lag["p99"] if lag else None,
                 }
@@ -376,96 +388,3 @@ class _Figures:
 def _codes(names: Iterable[str]) -> dict[str | None, float]:
     """A number for each name, NaN for none."""
     return {None: math.nan, **{name: float(code) for code, name in enumerate(names)}}
-
-
-def percentiles(values: Floats) -> dict[str, float] | None:
-    """Mean, percentiles (inverted_cdf: each is a value that occurred) and maximum, NaN left out; None where nothing is left."""
-    present = values[~np.isnan(values)]
-    if len(present) == 0:
-        return None
-    names = {"p50": 50, "p90": 90, "p95": 95, "p99": 99, "p999": 99.9}
-    at = np.percentile(present, list(names.values()), method="inverted_cdf").tolist()
-    return {"mean": float(present.mean()), **dict(zip(names, at, strict=True)), "max": float(present.max())}
-
-
-def jain_index(shares: Sequence[float]) -> float | None:
-    """Jain's fairness index (Σu)²/(n Σu²), from 1/n to 1; None when all are 0.
-
-    Source: Jain, Chiu and Hawe, DEC Research Report TR-301, 1984.
-    """
-    squares = sum(share * share for share in shares)
-    return sum(shares) ** 2 / (len(shares) * squares) if squares > 0 else None
-
-
-def energy_summary(energy: Mapping[str, NodeEnergy], dispatched: int, on_time: int) -> dict[str, Any]:
-    """Joules of the cluster over the window; a figure that needs a node without a meter is None."""
-    total = _sum_or_none([node.total_j for node in energy.values()])
-    above_idle = _sum_or_none([node.above_idle_j for node in energy.values()])
-    return {
-        "total": total,
-        "above_idle": above_idle,
-        "above_idle_per_task": None if above_idle is None else _ratio(above_idle, dispatched),
-        "above_idle_per_on_time_task": None if above_idle is None else _ratio(above_idle, on_time),
-        "by_node": {name: node.total_j for name, node in energy.items()},
-    }
-
-
-def invalid_reasons(facts: RunFacts, lag_s: Mapping[str, float] | None) -> list[str]:
-    """Why the run must not be believed, in the words of the summary; empty for a valid one."""
-    reasons = []
-    if facts.interrupted:
-        reasons.append("the run was interrupted")
-    if lag_s and lag_s["p99"] > LAG_P99_LIMIT_S:
-        reasons.append(
-            f"dispatch lag p99 {lag_s['p99'] * 1e3:.2f} ms exceeds {LAG_P99_LIMIT_S * 1e3:g} ms: the master was too busy"
-        )
-    if lag_s and lag_s["max"] > LAG_MAX_LIMIT_S:
-        reasons.append(
-            f"dispatch lag max {lag_s['max'] * 1e3:.1f} ms exceeds {LAG_MAX_LIMIT_S * 1e3:g} ms: the master was too busy"
-        )
-    if facts.wake_late_p99_s is not None and facts.wake_late_p99_s > WAKE_P99_LIMIT_S:
-        late_ms, limit_ms = facts.wake_late_p99_s * 1e3, WAKE_P99_LIMIT_S * 1e3
-        reasons.append(
-            f"emulated accelerators woke {late_ms:.1f} ms late at p99, more than {limit_ms:g} ms: this machine was too busy"
-        )
-    for name, why in (facts.unreachable_at_start or {}).items():
-        reasons.append(f"{name} could not be reached at start: {why}")
-    for name, since_s, until_s in facts.down_periods:
-        if until_s - since_s > DOWN_LIMIT_S:
-            reasons.append(f"{name} was down for {until_s - since_s:.1f} s from {since_s:.1f} s on")
-    return reasons
-
-
-def energy_invalid_reasons(energy: Mapping[str, NodeEnergy]) -> list[str]:
-    """Why the energy figures must not be believed; empty for valid ones."""
-    reasons = []
-    for name, node in energy.items():
-        if node.total_j is None:
-            reasons.append(f"{name} has no power data")
-        elif node.uncovered > UNCOVERED_LIMIT:
-            reasons.append(f"{name}: {node.uncovered:.0%} of the window is further than two polls from a power sample")
-    return reasons
-
-
-def versions() -> dict[str, str]:
-    """What the run was made with."""
-    packages = ("numpy", "pydantic", "urllib3", "fastapi", "uvicorn", "prometheus-api-client", "prometheus-client")
-    return {
-        "python": python_version(),
-        "platform": sys.platform,
-        "machine": machine(),
-        **{package: version(package) for package in packages},
-    }
-
-
-def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
-
-
-def _mean(values: Floats) -> float | None:
-    return float(values.mean()) if len(values) else None
-
-
-def _sum_or_none(values: Sequence[float | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return sum(present) if present and len(present) == len(values) else None

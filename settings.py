@@ -88,6 +88,7 @@ class PowerSettings(StrictModel):
     max_age_s: Positive
     idle_baseline_s: NonNegative
     host_metrics: Flag
+    power_delay_s: NonNegative
 
 
 class TopsisWeights(StrictModel):

@@ -24,13 +24,13 @@ import yaml
 from benchmarks.figures import Figure, median_figure
 from cluster import NodeState
 from deadline_adapter import DeadlineAdapter
-from inference_request import WallClockCluster
-from main_pregenerated import RunFolder, build_scenario, low_latency, run_experiment
-from metric_collector import MetricCollector
+from inference_request import WallClockCluster, low_latency
+from main_pregenerated import build_scenario, run_experiment
+from metric_collector import MetricCollector, RunFolder
 from performance_profile import PerformanceProfile, load_profile
 from scheduler import create_scheduler
 from settings import Settings, load_settings
-from slo_monitor import SloMonitor
+from slo_monitor import VIOLATION_COLUMNS, SloMonitor
 from task import TaskResult
 from utils import PROJECT_ROOT, RowFiles, random_stream
 
@@ -177,7 +177,7 @@ def _in_process_run(settings: Settings, profile: PerformanceProfile, output: Pat
     folder = RunFolder(output, datetime.now())
     names = list(profile.nodes)
     lags_s: list[float] = []
-    files = RowFiles(folder.columns(names), on_error=lambda error: None)
+    files = RowFiles(folder.columns(names, VIOLATION_COLUMNS), on_error=lambda error: None)
     monitor = SloMonitor(lambda row: files.append(folder.violations, row))
     collector = MetricCollector(
         settings,

@@ -73,6 +73,9 @@ class BaseScheduler(ABC):
         rng: the random stream "policy"; the only source of randomness a policy may use, so that runs repeat.
     """
 
+    looks_at_nodes = True
+    """False for a policy that reads nothing of a node but its name: the nodes it is offered may then not be filled."""
+
     def __init__(self, settings: Settings, rng: np.random.Generator) -> None:
         self.settings = settings
         self.rng = rng

@@ -11,6 +11,8 @@ from settings import Settings
 class RandomScheduler(BaseScheduler):
     """Any node, with equal probability."""
 
+    looks_at_nodes = False
+
     def schedule(self, task: Task, nodes: Sequence[Node]) -> Node:
         """A node drawn from the stream "policy"."""
         return nodes[int(self.rng.random() * len(nodes))]
@@ -18,6 +20,8 @@ class RandomScheduler(BaseScheduler):
 
 class RoundRobinScheduler(BaseScheduler):
     """The nodes in turn."""
+
+    looks_at_nodes = False
 
     def __init__(self, settings: Settings, rng: np.random.Generator) -> None:
         super().__init__(settings, rng)

@@ -329,7 +329,7 @@ def test_only_healthy_nodes_that_serve_the_model_are_offered():
         assert [node.name for node in cluster.observe(make_task())] == ["coral1", "hailo1"]
         cluster.take_out("coral1")
         assert [node.name for node in cluster.observe(make_task())] == ["hailo1"]
-        assert cluster.observe(make_task(model="vgg16")) == []
+        assert list(cluster.observe(make_task(model="vgg16"))) == []
 
 
 def test_old_power_sample_is_not_believed_but_its_age_is_known():

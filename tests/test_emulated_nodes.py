@@ -14,7 +14,7 @@ import pytest
 import urllib3
 
 from emulated_nodes import EmulatedNodes, Lateness
-from inference_request import IMAGE
+from node_client import IMAGE
 from prometheus_collector import samples_of
 from tests.helpers import PATIENCE_S, default_profile, eventually, small_profile
 from utils import PROJECT_ROOT, HarnessError, Interrupted

@@ -10,18 +10,8 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
-from inference_request import (
-    IMAGE,
-    WORKERS,
-    HttpCluster,
-    NodeClient,
-    NodeFault,
-    NodeFull,
-    NodeUnreachable,
-    RequestRefused,
-    placeholders,
-    require_worker_urls,
-)
+from inference_request import WORKERS, HttpCluster, placeholders, require_worker_urls
+from node_client import IMAGE, NodeClient, NodeFault, NodeFull, NodeUnreachable, RequestRefused
 from task import Decision, Outcome, TaskResult
 from tests.helpers import (
     DEVICE,

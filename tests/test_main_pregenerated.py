@@ -13,8 +13,8 @@ from rich.console import Console
 import main_pregenerated
 from console import print_summary
 from inference_request import WORKERS
-from main_pregenerated import RunFolder, StopSignal, build_scenario, choose_cluster, main, parse_options
-from metric_collector import DEVICE_COLUMNS, RESULT_COLUMNS, decision_columns
+from main_pregenerated import StopSignal, build_scenario, choose_cluster, main, parse_options
+from metric_collector import DEVICE_COLUMNS, RESULT_COLUMNS, RunFolder, decision_columns
 from slo_monitor import VIOLATION_COLUMNS
 from task_generator import save_trace, scenario_sha256
 from tests.helpers import default_settings
@@ -73,7 +73,7 @@ def test_seed_that_is_no_whole_number_is_refused(refused, value):
     assert "--seed: expected a whole number" in refused(f"--seed={value}")
 
 
-@pytest.mark.parametrize("value", ["simulated", "Emulated", "", "k3s"])
+@pytest.mark.parametrize("value", ["Simulated", "Emulated", "", "k3s"])
 def test_cluster_that_does_not_exist_is_refused_with_the_known_ones(refused, value):
     line = refused(f"--cluster={value}")
     assert "--cluster: invalid choice" in line and "emulated" in line
@@ -253,7 +253,7 @@ def test_run_folder_is_named_after_the_start_and_unique(tmp_path):
 
 def test_run_folder_holds_the_files_of_the_design(tmp_path):
     folder = RunFolder(tmp_path, datetime(2026, 1, 2, 3, 4, 5))
-    headers = {path.name: tuple(columns) for path, columns in folder.columns(["coral1"]).items()}
+    headers = {path.name: tuple(columns) for path, columns in folder.columns(["coral1"], VIOLATION_COLUMNS).items()}
     assert headers == {
         "master_inference_results.csv": RESULT_COLUMNS,
         "slo_violations_20260102_030405.csv": VIOLATION_COLUMNS,
@@ -323,7 +323,7 @@ def test_summary_on_the_terminal_shows_reasons_as_they_stand():
 
 
 def test_program_refuses_bad_usage_as_a_process_does():
-    command = [sys.executable, str(PROJECT_ROOT / "main_pregenerated.py"), "--cluster", "simulated"]
+    command = [sys.executable, str(PROJECT_ROOT / "main_pregenerated.py"), "--cluster", "k3s"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("main_pregenerated.py: --cluster: invalid choice")

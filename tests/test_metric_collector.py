@@ -14,15 +14,10 @@ from metric_collector import (
     RESULT_COLUMNS,
     MetricCollector,
     Row,
-    RunFacts,
     decision_columns,
-    energy_invalid_reasons,
-    energy_summary,
-    invalid_reasons,
-    jain_index,
-    percentiles,
 )
 from mobility.mobility_manager import MobilityManager
+from run_figures import RunFacts, energy_invalid_reasons, energy_summary, invalid_reasons, jain_index, percentiles
 from task import Decision, Device, NodeEnergy, Outcome, TaskResult
 from tests.helpers import DEVICE, default_settings, make_task, small_profile
 

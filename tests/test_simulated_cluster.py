@@ -1,0 +1,149 @@
+"""The cluster in virtual time: queueing theory, exact energy, stale power, the same files for the same seed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deadline_adapter import DeadlineAdapter
+from main_pregenerated import main, run_experiment
+from mobility.mobility_manager import MobilityManager
+from scheduler import SCHEDULERS, create_scheduler
+from simulated_cluster import Accelerator, SimulatedCluster
+from task import Outcome, PowerSample, TaskResult
+from task_generator import generate_trace
+from tests.helpers import DEVICE, FirstOffered, VirtualCluster, default_profile, default_settings, make_task, rng, small_profile
+from utils import random_stream
+
+MEAN_S = 0.1
+
+
+def waiting_times(load: float, services: np.ndarray, servers: int = 1) -> np.ndarray:
+    """Waiting times in one node of `servers` servers under Poisson arrivals, without overhead and with unlimited connections."""
+    n = len(services)
+    arrivals = np.cumsum(np.random.default_rng(11).exponential(MEAN_S / (load * servers), n))
+    settings = default_settings(requests={"connections_per_node": 64, "drain_timeout_s": 1e9}, deadline_adaptation=False)
+    results: list[TaskResult] = []
+    cluster = SimulatedCluster(
+        small_profile({"coral1": {"resnet50": MEAN_S * 1e3}}),
+        ["coral1"],
+        settings,
+        FirstOffered(settings, rng()),
+        results.append,
+        service_time=lambda node, task, noise: services[task.task_id],
+        servers=servers,
+    )
+    with cluster:
+        for number, arrival_s in enumerate(arrivals.tolist()):
+            cluster.advance_to(arrival_s)
+            cluster.place(make_task(number, arrival_s), DEVICE, 0.0)
+        cluster.drain()
+    by_id = sorted(results, key=lambda result: result.task.task_id)
+    return np.array([(result.response_time_s or 0.0) - services[result.task.task_id] for result in by_id])
+
+
+@pytest.mark.parametrize(("load", "tolerance"), [(0.5, 0.03), (0.8, 0.06)])
+def test_waiting_in_m_m_1_is_what_theory_says(load, tolerance):
+    # Kleinrock, "Queueing Systems", volume 1, 1975: W = rho / (1 - rho) times the mean service time.
+    services = np.random.default_rng(5).exponential(MEAN_S, 100_000)
+    assert waiting_times(load, services).mean() == pytest.approx(load / (1 - load) * MEAN_S, rel=tolerance)
+
+
+@pytest.mark.parametrize(("load", "tolerance"), [(0.5, 0.03), (0.8, 0.06)])
+def test_waiting_in_m_d_1_is_half_of_it(load, tolerance):
+    services = np.full(100_000, MEAN_S)
+    assert waiting_times(load, services).mean() == pytest.approx(load / (1 - load) * MEAN_S / 2, rel=tolerance)
+
+
+def test_waiting_in_m_m_2_follows_erlang_c():
+    # Erlang's C for two servers at load r each: 2 r^2 / (1 + r); W = C / (2 (1 - r)) times the mean service time.
+    load = 0.6
+    services = np.random.default_rng(6).exponential(MEAN_S, 100_000)
+    expected = (2 * load**2 / (1 + load)) / (2 * (1 - load)) * MEAN_S
+    assert waiting_times(load, services, servers=2).mean() == pytest.approx(expected, rel=0.05)
+
+
+def world(scheduler: str, discipline: str):
+    settings = default_settings(duration_s=20.0, load=2.0, scheduler=scheduler, queue_discipline=discipline, seed=3)
+    return settings, generate_trace(settings, MobilityManager(settings.devices, settings.seed))
+
+
+@pytest.mark.parametrize("discipline", ["fifo", "edf"])
+@pytest.mark.parametrize("scheduler", sorted(set(SCHEDULERS) - {"power_aware_topsis", "lowest_power"}))
+def test_tasks_end_as_in_an_independent_model_of_the_same_nodes(scheduler, discipline):
+    settings, trace = world(scheduler, discipline)
+    profile = default_profile()
+    results: list[TaskResult] = []
+    policy = create_scheduler(scheduler, settings, random_stream(3, "policy"))
+    simulated = SimulatedCluster(profile, list(profile.nodes), settings, policy, results.append)
+    independent = VirtualCluster(profile, settings, create_scheduler(scheduler, settings, random_stream(3, "policy")))
+    with simulated:
+        run_experiment(trace, simulated, DeadlineAdapter(settings), results.append)
+    with independent:
+        run_experiment(trace, independent, DeadlineAdapter(settings), independent.results.append)
+    assert len(results) == len(trace)
+    expected = {result.task.task_id: result for result in independent.results}
+    for result in results:
+        other = expected[result.task.task_id]
+        assert (result.outcome, result.assigned_node) == (other.outcome, other.assigned_node)
+        assert result.completion_time_s == pytest.approx(other.completion_time_s)
+
+
+def test_energy_is_idle_power_and_busy_seconds_exactly():
+    settings, trace = world("power_aware_topsis", "fifo")
+    profile = default_profile()
+    results: list[TaskResult] = []
+    policy = create_scheduler(settings.scheduler, settings, rng())
+    cluster = SimulatedCluster(profile, list(profile.nodes), settings, policy, results.append)
+    with cluster:
+        run_experiment(trace, cluster, DeadlineAdapter(settings), results.append)
+    for name, energy in cluster.energy().items():
+        busy_s = sum(result.inference_time_s or 0.0 for result in results if result.assigned_node == name)
+        figures = profile.nodes[name]
+        assert energy.above_idle_j == pytest.approx((figures.busy_w - figures.idle_w) * busy_s)
+        assert energy.total_j == pytest.approx(figures.idle_w * cluster.now_s() + (figures.busy_w - figures.idle_w) * busy_s)
+
+
+def test_power_is_the_mean_of_a_second_and_is_seen_late():
+    settings = default_settings(power={"power_delay_s": 0.5})
+    profile = small_profile({"coral1": {"resnet50": 400.0}}, idle_w=2.0, busy_w=5.0)
+    cluster = SimulatedCluster(profile, ["coral1"], settings, FirstOffered(settings, rng()), lambda result: None)
+    seen = cluster._samples
+    with cluster:
+        cluster.place(make_task(0, 0.0), DEVICE, 0.0)
+        cluster.advance_to(1.4)
+        assert seen["coral1"] == PowerSample(0.0, 2.0)
+        cluster.advance_to(1.6)
+        assert seen["coral1"] == PowerSample(1.0, pytest.approx(2.0 + 3.0 * 0.4))
+        cluster.advance_to(2.5)
+        assert seen["coral1"] == PowerSample(2.0, pytest.approx(2.0))
+
+
+def test_accelerator_counts_only_the_busy_seconds_that_have_passed():
+    accelerator = Accelerator(lambda task, noise: 2.0, 1.0, 3.0)
+    assert accelerator.serve(make_task(), 0.0, 1.0) == (1.0, 3.0)
+    assert accelerator.serve(make_task(), 0.0, 1.5) == (3.0, 5.0)
+    assert [accelerator.busy_s(until_s) for until_s in (0.5, 2.0, 4.0, 9.0)] == [0.0, 1.0, 3.0, 4.0]
+    assert accelerator.energy_j(10.0) == (18.0, 8.0)
+
+
+def test_same_seed_gives_the_same_files_to_the_byte(tmp_path):
+    contents = []
+    for name in ("first", "second"):
+        options = ["--cluster", "simulated", "--duration", "30", "--seed", "5", "--quiet", "--output", str(tmp_path / name)]
+        assert main(options) == 0
+        (folder,) = (tmp_path / name).iterdir()
+        csv = {path.name.replace(folder.name, "ID"): path.read_bytes() for path in folder.glob("*.csv")}
+        contents.append((csv, _summary(folder)))
+    assert contents[0] == contents[1]
+    summary = contents[0][1]
+    assert summary["cluster"] == "simulated" and summary["valid"] and summary["decision_duration_s"] is None
+    assert summary["dispatch_lag_s"]["max"] == 0
+    assert summary["tasks"]["generated"] == sum(summary["tasks"][outcome] for outcome in Outcome)
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    summary = json.loads(next(folder.glob("*.json")).read_text())
+    return {key: value for key, value in summary.items() if key not in ("experiment_id", "started_at", "finished_at")}
