@@ -116,9 +116,9 @@ def test_power_is_the_mean_of_a_second_and_is_seen_late():
         cluster.advance_to(1.4)
         assert seen["coral1"] == PowerSample(0.0, 2.0)
         cluster.advance_to(1.6)
-        assert seen["coral1"] == PowerSample(1.0, pytest.approx(2.0 + 3.0 * 0.4))
+        assert seen["coral1"].time_s == 1.0 and seen["coral1"].power_w == pytest.approx(2.0 + 3.0 * 0.4)
         cluster.advance_to(2.5)
-        assert seen["coral1"] == PowerSample(2.0, pytest.approx(2.0))
+        assert seen["coral1"].time_s == 2.0 and seen["coral1"].power_w == pytest.approx(2.0)
 
 
 def test_accelerator_counts_only_the_busy_seconds_that_have_passed():
