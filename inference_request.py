@@ -16,8 +16,9 @@ from typing import Self
 from urllib3.exceptions import HTTPError
 from urllib3.util import Url, parse_url
 
-from cluster import Cluster, NodeState, Request
+from cluster import Cluster
 from node_client import Answer, Health, NodeClient, NodeFault, NodeFull, NodeUnreachable, RequestRefused
+from node_queue import NodeState, Request
 from performance_profile import PerformanceProfile
 from scheduler import BaseScheduler
 from settings import Settings

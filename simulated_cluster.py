@@ -12,7 +12,8 @@ from contextlib import nullcontext
 from itertools import count
 from typing import Self
 
-from cluster import Cluster, NodeState, Request
+from cluster import Cluster
+from node_queue import NodeState, Request
 from performance_profile import PerformanceProfile
 from scheduler import BaseScheduler
 from settings import Settings

@@ -337,6 +337,7 @@ class _TraceReader:
         self._settings = settings
 
     def trace(self) -> Trace:
+        """The columns, checked."""
         arrival_time_s = self._numbers("arrival_time_s")
         self._require("arrival_time_s", arrival_time_s >= 0, "a time from 0 on")
         self._require("arrival_time_s", np.diff(arrival_time_s, prepend=0.0) >= 0, "times in non-decreasing order")

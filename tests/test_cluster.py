@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster import NodeState, Request
 from deadline_adapter import DeadlineAdapter
 from main_pregenerated import run_experiment
 from mobility.mobility_manager import MobilityManager
+from node_queue import NodeState, Request
 from scheduler import BaseScheduler, Node, create_scheduler
 from task import Device, Outcome, PowerSample, TaskResult
 from task_generator import generate_trace

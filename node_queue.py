@@ -1,0 +1,224 @@
+"""One node as the master knows it: its queue (FIFO, EDF), its requests in flight, and when it expects them to end."""
+
+import bisect
+import math
+from collections.abc import Mapping, Sequence
+from itertools import count
+from typing import NamedTuple
+
+from scheduler import Node
+from task import Device, Outcome, Task, TaskResult
+
+
+class Request:
+    """A task on its way through the cluster; it changes as the task is placed, sent and, perhaps, placed again."""
+
+    __slots__ = ("attempts", "device", "dispatch_time_s", "error", "node_name", "service_noise", "start_time_s", "task", "tried")
+
+    def __init__(self, task: Task, device: Device, service_noise: float) -> None:
+        self.task = task
+        self.device = device
+        self.service_noise = service_noise
+        self.attempts = 0
+        self.tried: set[str] = set()
+        self.node_name: str | None = None
+        self.dispatch_time_s: float | None = None
+        self.start_time_s: float | None = None
+        self.error: str | None = None
+
+    def ended(
+        self,
+        outcome: Outcome,
+        completion_time_s: float | None = None,
+        server_queue_time_s: float | None = None,
+        inference_time_s: float | None = None,
+    ) -> TaskResult:
+        """The task's record, now that it has ended; an error stands in it only where there was no answer."""
+        return TaskResult(
+            self.task,
+            self.device,
+            self.service_noise,
+            outcome,
+            self.node_name,
+            self.attempts,
+            self.dispatch_time_s,
+            self.start_time_s,
+            completion_time_s,
+            server_queue_time_s,
+            inference_time_s,
+            self.error if completion_time_s is None else None,
+        )
+
+
+class _Expected(NamedTuple):
+    """When a node's accelerator is expected free, and when each of its connections is, soonest first (seconds)."""
+
+    accelerator_s: float
+    connections_s: tuple[float, ...]
+
+
+class _Waiting(NamedTuple):
+    """A place in a node's queue, in the order of service; no two share a sequence number."""
+
+    key: float
+    sequence: int
+    service_s: float
+    request: Request
+
+
+class NodeState:
+    """What the master knows of one node: its queue, its requests in flight, and when it expects them to end.
+
+    Times are seconds on the cluster's clock.
+
+    Args:
+        view: the node as schedulers see it.
+        service_time_s: profile mean accelerator time by model, seconds.
+        overhead_s: request overhead, seconds: half before the accelerator, half after.
+        connections: requests that may be in flight at once.
+        discipline: order of the queue: "fifo", or "edf", earliest absolute deadline first.
+        busy_window_s: time constant of the busy fraction, seconds.
+    """
+
+    def __init__(
+        self,
+        view: Node,
+        service_time_s: Mapping[str, float],
+        overhead_s: float,
+        connections: int,
+        discipline: str,
+        busy_window_s: float,
+    ) -> None:
+        self.view = view
+        self.name = view.name
+        self.up = False
+        self._service_time_s = service_time_s
+        self._half_overhead_s = overhead_s / 2
+        self._connections = connections
+        self._by_deadline = discipline == "edf"
+        self._busy_window_s = busy_window_s
+        self._busy = (0.0, 0.0)
+        self._sequence = count()
+        self._waiting: list[_Waiting] = []
+        self._in_flight: dict[Request, float] = {}
+        self._accelerator_free_s = -math.inf
+        self._tail: _Expected | None = None
+        self._tail_valid_until_s = -math.inf
+
+    @property
+    def queue_depth(self) -> int:
+        """Tasks waiting and in flight."""
+        return len(self._waiting) + len(self._in_flight)
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a task waits for a connection."""
+        return bool(self._waiting)
+
+    def serves(self, model: str) -> bool:
+        """Whether the node is up and offers `model`, and the profile knows what that takes there."""
+        return self.up and model in self.view.models and model in self._service_time_s
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were sent and are not answered."""
+        return len(self._in_flight)
+
+    def put(self, request: Request) -> None:
+        """Let a request wait for a connection, at its place in the queue's order."""
+        service_s = self._service_time_s[request.task.model_name]
+        bisect.insort(self._waiting, _Waiting(self._key(request.task), next(self._sequence), service_s, request))
+        if self._tail:  # valid only while all connections are busy, and then no request is sent before they are free
+            self._tail = None if self._by_deadline else self._after_sending(self._tail, [service_s], -math.inf)
+
+    def take(self, now_s: float) -> Request:
+        """The next request in service order, sent at `now_s`."""
+        request = self._waiting.pop(0).request
+        self._in_flight[request] = now_s
+        self._tail = None
+        return request
+
+    def take_all_waiting(self) -> list[Request]:
+        """Empty the queue, in service order; what is in flight stays."""
+        requests = [entry.request for entry in self._waiting]
+        self._waiting.clear()
+        self._tail = None
+        return requests
+
+    def answered(self, request: Request, now_s: float, inference_time_s: float) -> None:
+        """A request was answered: its connection is free, and the accelerator was half an overhead ago."""
+        self.gave_up(request)
+        self._accelerator_free_s = now_s - self._half_overhead_s
+        self._busy = (self.busy_fraction(now_s) + inference_time_s / self._busy_window_s, now_s)
+
+    def gave_up(self, request: Request) -> None:
+        """A request ended without an answer: its connection is free."""
+        del self._in_flight[request]
+        self._tail = None
+
+    def busy_fraction(self, now_s: float) -> float:
+        """Seconds of inference answered per second, weighted exponentially in time; may exceed 1 briefly."""
+        value, since_s = self._busy
+        return value * math.exp((since_s - now_s) / self._busy_window_s)
+
+    def fill(self, task: Task, now_s: float, safety_margin: float) -> Node:
+        """The view for a decision about `task` at `now_s`, its power excepted."""
+        view = self.view
+        spent_s = now_s - task.arrival_time_s
+        completion_s = self._predicted_end_s(task, now_s) - task.arrival_time_s
+        view.service_time_s = self._service_time_s[task.model_name]
+        view.queue_depth = self.queue_depth
+        view.predicted_completion_s = completion_s
+        view.completion_with_margin_s = (completion_s - spent_s) * (1 + safety_margin) + spent_s
+        view.busy_fraction = min(1.0, self.busy_fraction(now_s))
+        view.closeness = None
+        return view
+
+    def _key(self, task: Task) -> float:
+        return task.arrival_time_s + task.adapted_deadline_s if self._by_deadline else 0.0
+
+    def _predicted_end_s(self, task: Task, now_s: float) -> float:
+        """When `task` would be answered, were it put into the queue now (design: Predicted completion)."""
+        service_s = self._service_time_s[task.model_name]
+        if not self._waiting and not self._in_flight:  # the state of most nodes most of the time, in one step
+            half_s = self._half_overhead_s
+            return max(now_s + half_s, self._accelerator_free_s) + service_s + half_s
+        if self._by_deadline:
+            ahead = self._waiting[: bisect.bisect(self._waiting, (self._key(task), math.inf))]
+            state = self._after_sending(self._expected_of_in_flight(now_s), [entry.service_s for entry in ahead], now_s)
+        else:
+            state = self._tail_of_queue(now_s)
+        return self._after_sending(state, [service_s], now_s).connections_s[-1]
+
+    def _tail_of_queue(self, now_s: float) -> _Expected:
+        """What is expected after all that waits has been sent; kept until something happens or a request is overdue."""
+        if self._tail is None or now_s > self._tail_valid_until_s:
+            in_flight = self._expected_of_in_flight(now_s)
+            all_busy = len(self._in_flight) == self._connections
+            self._tail_valid_until_s = in_flight.connections_s[0] if all_busy else -math.inf
+            self._tail = self._after_sending(in_flight, [entry.service_s for entry in self._waiting], now_s)
+        return self._tail
+
+    def _expected_of_in_flight(self, now_s: float) -> _Expected:
+        """Replay of what was sent and is not answered; an overdue request counts as ending now."""
+        half_s = self._half_overhead_s
+        free_s = self._accelerator_free_s
+        connections = [-math.inf] * (self._connections - len(self._in_flight))
+        for request, sent_s in self._in_flight.items():
+            free_s = max(sent_s + half_s, free_s) + self._service_time_s[request.task.model_name]
+            if free_s + half_s < now_s:
+                free_s = now_s - half_s
+            connections.append(free_s + half_s)
+        return _Expected(free_s, tuple(connections))
+
+    def _after_sending(self, state: _Expected, services_s: Sequence[float], now_s: float) -> _Expected:
+        """`state` after more requests have each taken the earliest connection; the connection of the last one comes last."""
+        free_s, half_s = state.accelerator_s, self._half_overhead_s
+        connections, earliest = list(state.connections_s), 0
+        for service_s in services_s:  # each ends after those before it, so the connections stay in order, from `earliest` round
+            sent_s = connections[earliest]
+            ready_s = (sent_s if sent_s > now_s else now_s) + half_s
+            free_s = (ready_s if ready_s > free_s else free_s) + service_s
+            connections[earliest] = free_s + half_s
+            earliest = (earliest + 1) % len(connections)
+        return _Expected(free_s, (*connections[earliest:], *connections[:earliest]))
