@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -47,9 +47,9 @@ class Progress:
             while not self._closing.wait(_PLAIN_REFRESH_S):
                 self._console.print(self._headline(), highlight=False)
             return
-        with Live(self._table(), console=self._console, auto_refresh=False, transient=True) as live:
+        with Live(self._picture(), console=self._console, auto_refresh=False, transient=True) as live:
             while not self._closing.wait(_REFRESH_S):
-                live.update(self._table(), refresh=True)
+                live.update(self._picture(), refresh=True)
 
     def _headline(self) -> str:
         count = self._monitor.count
@@ -58,8 +58,8 @@ class Progress:
         elapsed_s = max(0.0, self._cluster.now_s())
         return f"{elapsed_s:5.0f} of {self._settings.duration_s:.0f} s   SLO {_percent(compliance)}   {outcomes or 'no task yet'}"
 
-    def _table(self) -> Table:
-        table = Table(title=self._headline(), title_justify="left", title_style="")
+    def _picture(self) -> Group:
+        table = Table()
         for name in ("node", "queue", "power W"):
             table.add_column(name, justify="left" if name == "node" else "right")
         for node in self._cluster.nodes:
@@ -67,7 +67,7 @@ class Progress:
             power_w = sample.power_w if sample and self._power.is_up(node.name, self._settings.power.max_age_s) else None
             power = "–" if power_w is None else f"{power_w:.2f}"
             table.add_row(node.name if node.up else f"{node.name} (out)", str(node.queue_depth), power)
-        return table
+        return Group(Text(self._headline()), table)
 
 
 def print_summary(console: Console, summary: Mapping[str, Any], folder: Path) -> None:
