@@ -361,6 +361,8 @@ def _power_poller(
     """A poller of a Prometheus server, or of the emulated nodes' own /metrics."""
     interval_s = settings.power.poll_interval_s
     if nodes and not prometheus_url:
+        if settings.power.host_metrics:
+            raise UsageError("power.host_metrics: emulated nodes have none of their own; give --prometheus-url")
         return PrometheusCollector(NodeMetricsSource(nodes.metrics_urls), names, interval_s)
     source = PrometheusSource(prometheus_url or DEFAULT_PROMETHEUS_URL, names, window_s=10 * interval_s)
     return PrometheusCollector(source, names, interval_s, source.host_metrics if settings.power.host_metrics else None)

@@ -206,12 +206,8 @@ class PrometheusCollector:
         with self._polling:
             try:
                 read = self._source.read()
-                if self._read_host:
-                    self._host_history.append((time.monotonic(), self._read_host()))
             except OSError as error:
-                self.failed_polls += 1
-                log = logger.warning if self.failed_polls == 1 else logger.debug
-                log("power poll failed: %s", error)
+                self._poll_failed(error)
                 return
             for node, samples in read.items():
                 history = self._history[node]
@@ -219,6 +215,17 @@ class PrometheusCollector:
                 history.extend(fresh)
                 if fresh:
                     self.latest[node] = fresh[-1]
+
+            if self._read_host:
+                try:
+                    self._host_history.append((time.monotonic(), self._read_host()))
+                except OSError as error:
+                    self._poll_failed(error)
+
+    def _poll_failed(self, error: OSError) -> None:
+        self.failed_polls += 1
+        log = logger.warning if self.failed_polls == 1 else logger.debug
+        log("power poll failed: %s", error)
 
     def is_up(self, node: str, max_age_s: float) -> bool:
         """Whether a sample of `node` is at most `max_age_s` old."""

@@ -199,6 +199,8 @@ def _in_process_run(settings: Settings, profile: PerformanceProfile, output: Pat
     with cluster, low_latency():
         run_experiment(scenario.trace, cluster, DeadlineAdapter(settings), record)
     files.close()
+    if files.error:
+        raise files.error
     lags_s.sort()
     return lags_s[int(len(lags_s) * 0.99)] * 1e3
 

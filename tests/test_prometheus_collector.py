@@ -483,3 +483,13 @@ def test_host_figures_are_read_with_every_poll_and_averaged_over_the_window():
     end_s = time.monotonic()
     collector.poll()
     assert collector.host_metrics(start_s, end_s) == {"coral1": {"cpu_busy_fraction": pytest.approx(0.3)}}
+
+
+def test_host_figures_that_cannot_be_read_cost_no_power_sample():
+    def unreadable():
+        raise OSError("no node-exporter")
+
+    collector = PrometheusCollector(ListSource({"coral1": [PowerSample(1.0, 4.0)]}), ["coral1"], 1.0, unreadable)
+    collector.poll()
+    assert collector.latest == {"coral1": PowerSample(1.0, 4.0)}
+    assert collector.failed_polls == 1 and collector.host_metrics(0.0, math.inf) == {}
