@@ -269,6 +269,8 @@ class HttpCluster(WallClockCluster):
             self._take_out(node, str(error))
 
     def _take_out(self, node: NodeState, reason: str) -> None:
+        if self._closing.is_set():
+            return  # we broke the connection off ourselves: that says nothing of the node
         if node.up:
             logger.warning("%s is out: %s", node.name, reason)
             self._down_since[node.name] = self.now_s()

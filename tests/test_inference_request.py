@@ -423,6 +423,19 @@ def test_stop_in_the_middle_leaves_open_tasks_unfinished_and_ends_the_threads():
     assert len(one.results) == 3
 
 
+def test_requests_broken_off_at_the_end_say_nothing_of_the_node(caplog):
+    gate = threading.Event()
+    with harness(Node(Reply(content=ANSWER, after=gate))) as one:
+        one.place()
+        assert eventually(lambda: len(one.inferences("coral1")) == 1)
+        one.cluster.stop()
+        one.cluster.drain()
+        one.cluster.__exit__()
+        gate.set()
+    assert caplog.messages == []
+    assert [r.outcome for r in one.results] == [Outcome.UNFINISHED]
+
+
 def test_threads_carry_the_name_of_their_node():
     with harness(Node(), Node(), connections_per_node=2) as one:
         names = {thread.name for thread in one.cluster._threads}
