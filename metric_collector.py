@@ -4,7 +4,7 @@ import itertools
 import math
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from run_figures import (
 )
 from settings import Settings
 from task import DISPATCHED, Decision, Outcome, TaskResult
+from task_figures import TaskFigures, TaskLog
 from utils import UsageError, git_commit, write_failure
 
 RESULT_COLUMNS = (
@@ -69,27 +70,7 @@ DEVICE_COLUMNS = (
     "tasks_skipped",
 )
 
-Floats = NDArray[np.float64]
 Row = Sequence[object]
-
-_OUTCOME_CODE = {outcome: float(code) for code, outcome in enumerate(Outcome)}
-_FIGURES = (
-    "slo_class",
-    "model",
-    "node",
-    "outcome",
-    "arrival_time_s",
-    "fixed_deadline_s",
-    "service_noise",
-    "dispatch_lag_s",
-    "waiting_time_s",
-    "response_time_s",
-    "inference_time_s",
-    "met_fixed_deadline",
-    "met_base_deadline",
-    "delivered",
-)
-"""Columns kept in memory for the summary; texts by their position in a tuple of names, NaN for what a task has not."""
 
 
 def decision_columns(node_names: Sequence[str]) -> tuple[str, ...]:
@@ -168,67 +149,45 @@ class MetricCollector:
         self._mobility = mobility
         self._write_result = write_result
         self._write_decision = write_decision
-        self._class_code = _codes(settings.slo_classes)
-        self._model_code = _codes(settings.models)
-        self._node_code = _codes(self._node_names)
-        self._figures = array("d")
+        self._log = TaskLog(settings.slo_classes, settings.models, self._node_names)
         self._decision_duration_s = array("d")
-        self._generated: Counter[int] = Counter()
-        self._skipped: Counter[int] = Counter()
 
     def record(self, result: TaskResult) -> None:
         """Take in a task that has ended."""
-        task, device = result.task, result.device
-        self._generated[task.device_id] += 1
-        if result.outcome is Outcome.SKIPPED:
-            self._skipped[task.device_id] += 1
-        response_s, waiting_s, lag_s = result.response_time_s, result.waiting_time_s, result.dispatch_lag_s
-        met_fixed, met_base = result.met(task.fixed_deadline_s), result.met(task.base_deadline_s)
-        delivered = self._delivered(result)
-        self._figures.extend(
-            [
-                self._class_code[task.slo_class],
-                self._model_code[task.model_name],
-                self._node_code[result.assigned_node],
-                _OUTCOME_CODE[result.outcome],
-                task.arrival_time_s,
-                task.fixed_deadline_s,
-                result.service_noise,
-                *[math.nan if value is None else value for value in (lag_s, waiting_s, response_s, result.inference_time_s)],
-                *[math.nan if value is None else value for value in (met_fixed, met_base, delivered)],
-            ]
-        )
+        self._log.record(result)
         if self._write_result:
-            self._write_result(
-                (
-                    task.task_id,
-                    task.device_id,
-                    task.device_type,
-                    device.speed_mps,
-                    device.x_m,
-                    device.y_m,
-                    task.model_name,
-                    task.slo_class,
-                    task.arrival_time_s,
-                    task.base_deadline_s,
-                    task.adapted_deadline_s if result.attempts or result.outcome in DISPATCHED else None,
-                    result.assigned_node,
-                    result.attempts,
-                    result.dispatch_time_s,
-                    result.start_time_s,
-                    result.completion_time_s,
-                    lag_s,
-                    waiting_s,
-                    result.server_queue_time_s,
-                    result.inference_time_s,
-                    response_s,
-                    result.outcome,
-                    met_fixed,
-                    met_base,
-                    delivered,
-                    result.error,
-                )
-            )
+            self._write_result(self._row(result))
+
+    def _row(self, result: TaskResult) -> Row:
+        task, device = result.task, result.device
+        return (
+            task.task_id,
+            task.device_id,
+            task.device_type,
+            device.speed_mps,
+            device.x_m,
+            device.y_m,
+            task.model_name,
+            task.slo_class,
+            task.arrival_time_s,
+            task.base_deadline_s,
+            task.adapted_deadline_s if result.attempts or result.outcome in DISPATCHED else None,
+            result.assigned_node,
+            result.attempts,
+            result.dispatch_time_s,
+            result.start_time_s,
+            result.completion_time_s,
+            result.dispatch_lag_s,
+            result.waiting_time_s,
+            result.server_queue_time_s,
+            result.inference_time_s,
+            result.response_time_s,
+            result.outcome,
+            result.met(task.fixed_deadline_s),
+            result.met(task.base_deadline_s),
+            self._delivered(result),
+            result.error,
+        )
 
     def decided(self, decision: Decision) -> None:
         """Take in a decision of the scheduler."""
@@ -249,31 +208,32 @@ class MetricCollector:
 
     def device_rows(self, device_ids: Sequence[int], time_s: float) -> list[Row]:
         """Rows of DEVICE_COLUMNS, the devices as they are at `time_s`."""
+        figures = self._log.figures()
+        generated = Counter(figures["device_id"].tolist())
+        skipped = Counter(figures.of(Outcome.SKIPPED)["device_id"].tolist())
         rows: list[Row] = []
         for device_id in device_ids:
             device = self._mobility.device(device_id, time_s)
-            counts = (self._generated[device_id], self._skipped[device_id])
+            counts = (generated[device_id], skipped[device_id])
             rows.append((device_id, device.device_type, device.speed_mps, device.x_m, device.y_m, device.in_coverage, *counts))
         return rows
 
+    def tasks(self) -> TaskFigures:
+        """Figures of all tasks that have ended."""
+        return self._log.figures()
+
     def summarise(self, facts: RunFacts) -> dict[str, Any]:
         """The summary of the run, ready to be written as JSON; its keys are explained in the README."""
-        figures = _Figures(np.array(self._figures).reshape(-1, len(_FIGURES)))
+        figures = self._log.figures()
         dispatched = figures.of(*DISPATCHED)
         completed = figures.where(~np.isnan(figures["response_time_s"]))
         on_time = figures.of(Outcome.ON_TIME)
         lag_s = percentiles(figures["dispatch_lag_s"])
         reasons = invalid_reasons(facts, lag_s)
         energy_reasons = energy_invalid_reasons(facts.energy)
-        busy_s = {
-            node: float(completed["inference_time_s"][completed["node"] == self._node_code[node]].sum())
-            for node in self._node_names
-        }
+        busy_s = {node: float(completed.on_node(node)["inference_time_s"].sum()) for node in self._node_names}
         utilisation = {node: busy_s[node] / facts.window_s if facts.window_s > 0 else 0.0 for node in self._node_names}
-        by_class = {
-            name: (dispatched.having("slo_class", self._class_code[name]), on_time.having("slo_class", self._class_code[name]))
-            for name in self._settings.slo_classes
-        }
+        by_class = {name: (dispatched.in_class(name), on_time.in_class(name)) for name in self._settings.slo_classes}
         skipped = len(figures.of(Outcome.SKIPPED))
         return {
             "experiment_id": facts.experiment_id,
@@ -296,9 +256,9 @@ class MetricCollector:
             "slo_violations_by_class": {name: len(all_) - len(good) for name, (all_, good) in by_class.items()},
             "fixed_deadline_compliance_rate": mean(dispatched["met_fixed_deadline"]),
             "base_deadline_compliance_rate": mean(dispatched["met_base_deadline"]),
-            "achievable_slo_rate": self._achievable_rate(dispatched, estimate=facts.cluster == "workers"),
+            "achievable_slo_rate": mean(self.achievable(dispatched, estimate=facts.cluster == "workers")),
             "achievable_slo_rate_is_estimate": facts.cluster == "workers",
-            "delivered_rate": mean(dispatched["delivered"]),
+            "delivered_rate": ratio(self._delivered_count(completed), len(dispatched)),
             "response_time_s": percentiles(completed["response_time_s"]),
             "waiting_time_s": percentiles(completed["waiting_time_s"]),
             "inference_time_s": percentiles(completed["inference_time_s"]),
@@ -323,30 +283,35 @@ class MetricCollector:
             return False if result.outcome in DISPATCHED else None
         return self._mobility.still_covered(result.device, result.task.arrival_time_s, result.completion_time_s)
 
-    def _achievable_rate(self, dispatched: "_Figures", estimate: bool) -> float | None:
-        """Share of the tasks whose fixed deadline the best idle node could meet.
+    def _delivered_count(self, completed: TaskFigures) -> int:
+        """How many of the answers found their device in the cell."""
+        task_id, device_id = completed["task_id"].astype(np.int64), completed["device_id"].astype(np.int64)
+        return int(self._mobility.covered(task_id, device_id, completed["completion_time_s"]).sum())
+
+    def achievable(self, tasks: TaskFigures, estimate: bool = False) -> NDArray[np.bool_]:
+        """For each task, whether the best idle node could meet its fixed deadline.
 
         Each task takes its own service noise, or, for an `estimate`, the profile's mean.
         """
-        achievable = 0
+        fixed_deadline_s = tasks["fixed_deadline_s"]
+        noise = np.zeros(len(tasks)) if estimate else tasks["service_noise"]
+        achievable = np.zeros(len(tasks), dtype=bool)
         for model in self._settings.models:
-            tasks = dispatched.having("model", self._model_code[model])
-            best_s = np.full(len(tasks), np.inf)
+            own = tasks.has_model(model)
             for node in self._node_names:
                 mean_s = self._profile.service_time_s(node).get(model)
                 if mean_s is not None:
-                    sigma = self._profile.sigma(node)
-                    noise = 1.0 if estimate else np.exp(sigma * tasks["service_noise"] - sigma**2 / 2)
-                    best_s = np.minimum(best_s, self._profile.overhead_s(node) + mean_s * noise)
-            achievable += int((best_s <= tasks["fixed_deadline_s"]).sum())
-        return ratio(achievable, len(dispatched))
+                    sigma = 0.0 if estimate else self._profile.sigma(node)
+                    answered_s = self._profile.overhead_s(node) + mean_s * np.exp(sigma * noise[own] - sigma**2 / 2)
+                    achievable[own] |= answered_s <= fixed_deadline_s[own]
+        return achievable
 
-    def _by_minute(self, figures: "_Figures") -> list[dict[str, Any]]:
+    def _by_minute(self, figures: TaskFigures) -> list[dict[str, Any]]:
         """Figures of the tasks that arrived in each minute; the in-cell share is that of the devices."""
-        minute = np.floor(figures["arrival_time_s"] / 60)
+        last_s = float(figures["arrival_time_s"].max()) if len(figures) else -1.0
         rows = []
-        for number in range(int(minute.max()) + 1 if len(figures) else 0):
-            tasks = figures.where(minute == number)
+        for number in range(math.floor(last_s / 60) + 1):
+            tasks = figures.arriving(number * 60.0, (number + 1) * 60.0)
             dispatched = tasks.of(*DISPATCHED)
             end_s = min((number + 1) * 60.0, self._settings.duration_s)
             lag = percentiles(tasks["dispatch_lag_s"])
@@ -360,31 +325,3 @@ class MetricCollector:
                 }
             )
         return rows
-
-
-class _Figures:
-    """Rows of _FIGURES, one per task."""
-
-    def __init__(self, rows: Floats) -> None:
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, name: str) -> Floats:
-        """One column; NaN where a task has no such figure."""
-        return self._rows[:, _FIGURES.index(name)]
-
-    def where(self, chosen: NDArray[np.bool_]) -> "_Figures":
-        return _Figures(self._rows[chosen])
-
-    def having(self, name: str, code: float) -> "_Figures":
-        return self.where(self[name] == code)
-
-    def of(self, *outcomes: Outcome) -> "_Figures":
-        return self.where(np.isin(self["outcome"], [_OUTCOME_CODE[outcome] for outcome in outcomes]))
-
-
-def _codes(names: Iterable[str]) -> dict[str | None, float]:
-    """A number for each name, NaN for none."""
-    return {None: math.nan, **{name: float(code) for code, name in enumerate(names)}}

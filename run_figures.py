@@ -143,7 +143,7 @@ def ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def mean(values: Floats) -> float | None:
+def mean(values: Floats | NDArray[np.bool_]) -> float | None:
     """Arithmetic mean; None of nothing."""
     return float(values.mean()) if len(values) else None
 

@@ -60,6 +60,8 @@ class Outcome(StrEnum):
     SKIPPED = "skipped"
     UNFINISHED = "unfinished"
 
+    __hash__ = str.__hash__  # Enum's own runs in Python, and outcomes are keys wherever tasks are counted
+
 
 DISPATCHED = (Outcome.ON_TIME, Outcome.LATE, Outcome.FAILED)
 """The outcomes that count in a compliance rate."""

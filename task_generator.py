@@ -249,7 +249,9 @@ def _drawn(rng: np.random.Generator, weights: Floats, n: int) -> NDArray[np.int6
 
 def recorded_mobility(settings: Settings, trace: Trace) -> Mobility:
     """The devices' world as a replayed trace knows it."""
-    return RecordedMobility(Cell.of(settings.devices), trace.device_id, trace.arrival_time_s, trace.in_coverage, trace.device)
+    return RecordedMobility(
+        Cell.of(settings.devices), trace.task_id, trace.device_id, trace.arrival_time_s, trace.in_coverage, trace.device
+    )
 
 
 def scenario_sha256(settings: Settings, trace: Trace) -> str:

@@ -99,6 +99,9 @@ class Mobility(Protocol):
     def still_covered(self, device: Device, arrival_s: float, time_s: float) -> bool:
         """Whether a device, known as it was at `arrival_s`, is in the cell at `time_s`."""
 
+    def covered(self, task_id: Integers, device_id: Integers, time_s: Floats) -> NDArray[np.bool_]:
+        """`still_covered` of many at once: the tasks they sent, their ids and a time for each, all of shape (n,)."""
+
     def in_cell_share(self, start_s: float, end_s: float) -> float | None:
         """Mean share of the devices inside the cell between two times; None where nothing is known of them."""
 
@@ -176,13 +179,22 @@ class MobilityManager:
         """State of a device at a time, seconds after the start of the load."""
         self.extend_to(time_s)
         second = math.floor(time_s)
-        speed = self._velocity_mps[second][:, device_id]
-        moved = self._position_m[second][:, device_id] + speed * (time_s - second)
-        return _device(device_id, self.type_names[self.type_code[device_id]], moved, speed, self.cell)
+        since_s = time_s - second
+        vx_mps, vy_mps = self._velocity_mps[second][:, device_id].tolist()
+        x_m, y_m = self._position_m[second][:, device_id].tolist()
+        moved = (x_m + vx_mps * since_s, y_m + vy_mps * since_s)
+        return _device(device_id, self.type_names[self.type_code[device_id]], moved, (vx_mps, vy_mps), self.cell)
 
     def still_covered(self, device: Device, arrival_s: float, time_s: float) -> bool:
         """Whether a device is in the cell at `time_s`, by its path."""
         return self.device(device.device_id, time_s).in_coverage
+
+    def covered(self, task_id: Integers, device_id: Integers, time_s: Floats) -> NDArray[np.bool_]:
+        """Whether each device is in the cell at its time, by its path; shape (n,)."""
+        order = np.argsort(time_s, kind="stable")
+        covered = np.empty(len(order), dtype=bool)
+        covered[order] = self.cell.covers(*self.states(device_id[order], time_s[order])[0])
+        return covered
 
     def in_cell_share(self, start_s: float, end_s: float) -> float:
         """Mean share of the devices inside the cell, over the whole seconds from `start_s` on and before `end_s`."""
@@ -196,16 +208,24 @@ class RecordedMobility:
 
     Args:
         cell: area and cell.
-        device_id: shape (n,), one entry per task, in order of time.
+        task_id: shape (n,), one entry per task, in order of time.
+        device_id: shape (n,).
         time_s: shape (n,), arrival times, seconds.
         in_coverage: shape (n,), whether the device was in the cell then.
         devices: function from the position of a task in those arrays to the device's state then.
     """
 
     def __init__(
-        self, cell: Cell, device_id: Integers, time_s: Floats, in_coverage: NDArray[np.bool_], devices: "DeviceAt"
+        self,
+        cell: Cell,
+        task_id: Integers,
+        device_id: Integers,
+        time_s: Floats,
+        in_coverage: NDArray[np.bool_],
+        devices: "DeviceAt",
     ) -> None:
         self.cell = cell
+        self._index_of = {identifier: index for index, identifier in enumerate(task_id.tolist())}
         self._time_s = time_s
         self._in_coverage = in_coverage
         self._device_at = devices
@@ -224,10 +244,16 @@ class RecordedMobility:
         """Whether a device is in the cell at `time_s`, on a straight line from its state at `arrival_s`."""
         return self._moved(device, time_s - arrival_s).in_coverage
 
+    def covered(self, task_id: Integers, device_id: Integers, time_s: Floats) -> NDArray[np.bool_]:
+        """Whether each device is in the cell at its time, on a straight line from its state when it sent the task; shape (n,)."""
+        sent = [self._index_of[identifier] for identifier in task_id.tolist()]
+        elapsed_s = (time_s - self._time_s[sent]).tolist()
+        moved = (self._moved(self._device_at(index), elapsed) for index, elapsed in zip(sent, elapsed_s, strict=True))
+        return np.array([device.in_coverage for device in moved], dtype=bool)
+
     def _moved(self, since: Device, elapsed_s: float) -> Device:
-        velocity = np.array([since.vx_mps, since.vy_mps])
-        moved = np.array([since.x_m, since.y_m]) + velocity * elapsed_s
-        return _device(since.device_id, since.device_type, moved, velocity, self.cell)
+        moved = (since.x_m + since.vx_mps * elapsed_s, since.y_m + since.vy_mps * elapsed_s)
+        return _device(since.device_id, since.device_type, moved, (since.vx_mps, since.vy_mps), self.cell)
 
     def in_cell_share(self, start_s: float, end_s: float) -> float | None:
         """Share of the tasks between two times whose device was inside: the best a trace can say of the devices."""
@@ -242,11 +268,18 @@ class DeviceAt(Protocol):
         """Look it up."""
 
 
-def _device(device_id: int, device_type: str, moved_m: Floats, velocity_mps: Floats, cell: Cell) -> Device:
-    """A device that moved to `moved_m`, shape (2,), reflected at the border of the area."""
-    position, velocity = reflected(moved_m, velocity_mps, cell.area_side_m)
-    (x, y), (vx, vy) = position.tolist(), velocity.tolist()
-    return Device(device_id, device_type, x, y, vx, vy, cell.contains(x, y))
+def _device(
+    device_id: int, device_type: str, moved_m: tuple[float, float], velocity_mps: tuple[float, float], cell: Cell
+) -> Device:
+    """A device that moved to `moved_m`, reflected at the border of the area as in `reflected`."""
+    (x_m, y_m), (vx_mps, vy_mps) = moved_m, velocity_mps
+    side_m = cell.area_side_m
+    x_m, y_m = x_m % (2 * side_m), y_m % (2 * side_m)
+    if x_m > side_m:
+        x_m, vx_mps = 2 * side_m - x_m, -vx_mps
+    if y_m > side_m:
+        y_m, vy_mps = 2 * side_m - y_m, -vy_mps
+    return Device(device_id, device_type, x_m, y_m, vx_mps, vy_mps, cell.contains(x_m, y_m))
 
 
 def _allotted_types(settings: DeviceSettings) -> Integers:

@@ -37,6 +37,9 @@ class StillMobility:
     def still_covered(self, device, arrival_s, time_s):
         return self.device(device.device_id, time_s).in_coverage
 
+    def covered(self, task_id, device_id, time_s):
+        return device_id < self.inside
+
     def in_cell_share(self, start_s, end_s):
         return 0.75
 
@@ -288,6 +291,9 @@ def test_delivered_is_whether_the_device_was_in_the_cell_when_its_answer_came():
     class Leaving(StillMobility):
         def device(self, device_id, time_s):
             return super().device(device_id, time_s)._replace(in_coverage=time_s < 0.6)
+
+        def covered(self, task_id, device_id, time_s):
+            return time_s < 0.6
 
     rows: list[Row] = []
     metrics = collector(mobility=Leaving(), write_result=rows.append)

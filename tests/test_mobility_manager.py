@@ -14,6 +14,7 @@ from mobility import mobility_manager
 from mobility.mobility_manager import Cell, MobilityManager, RecordedMobility, reflected, time_to_exit_s
 from settings import DeviceSettings, load_settings
 from task import Device
+from tests.helpers import default_settings
 from utils import random_stream
 
 RADIUS_M = 250.0
@@ -438,6 +439,7 @@ SEEN_AT_S = [1.0, 2.0, 20.0]
 def replay():
     return RecordedMobility(
         Cell(SIDE_M, RADIUS_M),
+        np.array([40, 41, 42]),
         np.array([device.device_id for device in SEEN]),
         np.array(SEEN_AT_S),
         np.array([device.in_coverage for device in SEEN]),
@@ -466,3 +468,30 @@ def test_replay_counts_the_tasks_inside_and_knows_nothing_where_there_were_none(
     assert replay.in_cell_share(2, 20) == 0.0
     assert replay.in_cell_share(20, 21) == 1.0
     assert replay.in_cell_share(3, 19) is None
+
+
+def test_replay_tells_of_many_answers_what_it_tells_of_each(replay):
+    sent, time_s = [2, 0, 1, 0], np.array([70.0, 30.0, 4.0, 2.0])
+    each = [replay.still_covered(SEEN[i], SEEN_AT_S[i], at_s) for i, at_s in zip(sent, time_s, strict=True)]
+    task_id, device_id = np.array([40, 41, 42])[sent], np.array([SEEN[i].device_id for i in sent])
+    assert replay.covered(task_id, device_id, time_s).tolist() == each == [False, True, False, True]
+
+
+def test_path_tells_of_many_answers_what_it_tells_of_each():
+    mobility = MobilityManager(default_settings().devices, seed=3)
+    rng = np.random.default_rng(1)
+    device_id, time_s = rng.integers(0, mobility.device_count, 2000), rng.uniform(0, 300, 2000)
+    covered = mobility.covered(np.arange(2000), device_id, time_s)
+    assert 0.5 < covered.mean() < 1
+    for device, at_s, inside in zip(device_id.tolist(), time_s.tolist(), covered.tolist(), strict=True):
+        assert mobility.device(device, at_s).in_coverage is inside
+
+
+def test_state_of_one_device_is_the_same_number_for_number_as_of_many():
+    mobility = MobilityManager(default_settings().devices, seed=4)
+    rng = np.random.default_rng(2)
+    device_id, time_s = rng.integers(0, mobility.device_count, 500), np.sort(rng.uniform(0, 200, 500))
+    position, velocity = mobility.states(device_id, time_s)
+    for i, (who, at_s) in enumerate(zip(device_id.tolist(), time_s.tolist(), strict=True)):
+        device = mobility.device(who, at_s)
+        assert [device.x_m, device.y_m, device.vx_mps, device.vy_mps] == [*position[:, i], *velocity[:, i]]

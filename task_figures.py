@@ -1,0 +1,143 @@
+"""What is kept of every task of a run for its summary: one row of numbers per task, looked at as columns."""
+
+import math
+from array import array
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from task import DISPATCHED, Outcome, TaskResult
+
+Floats = NDArray[np.float64]
+
+_KEPT = (
+    "task_id",
+    "device_id",
+    "slo_class",
+    "model_name",
+    "assigned_node",
+    "outcome",
+    "arrival_time_s",
+    "base_deadline_s",
+    "fixed_deadline_s",
+    "service_noise",
+    "dispatch_time_s",
+    "start_time_s",
+    "completion_time_s",
+    "inference_time_s",
+)
+_OUTCOME_CODE = {outcome: float(code) for code, outcome in enumerate(Outcome)}
+
+
+class TaskFigures:
+    """Columns of some tasks, float arrays of shape (n,): NaN where a task has no such figure.
+
+    Columns: task_id, device_id, arrival_time_s, base_deadline_s, fixed_deadline_s, service_noise, dispatch_time_s, start_time_s,
+    completion_time_s, inference_time_s; dispatch_lag_s, waiting_time_s and response_time_s, which count from the arrival;
+    met_fixed_deadline and met_base_deadline, 1 or 0, NaN for a task that was not dispatched to its end. Columns hold the tasks
+    in the order in which they ended. Texts are asked for by `in_class`, `of_model`, `on_node`
+    and `of`.
+    """
+
+    def __init__(self, columns: dict[str, Floats], codes: dict[str, dict[str | None, float]], chosen: NDArray[np.int64]) -> None:
+        self._columns = columns
+        self._codes = codes
+        self._chosen = chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, name: str) -> Floats:
+        """One column."""
+        return self._columns[name][self._chosen]
+
+    def where(self, chosen: NDArray[np.bool_]) -> "TaskFigures":
+        """The tasks for which `chosen`, shape (n,), is true."""
+        return TaskFigures(self._columns, self._codes, self._chosen[chosen])
+
+    def of(self, *outcomes: Outcome) -> "TaskFigures":
+        """The tasks that ended in one of these ways."""
+        return self.where(np.isin(self["outcome"], [_OUTCOME_CODE[outcome] for outcome in outcomes]))
+
+    def in_class(self, slo_class: str) -> "TaskFigures":
+        """The tasks of one SLO class."""
+        return self.where(self["slo_class"] == self._codes["slo_class"][slo_class])
+
+    def has_model(self, model: str) -> NDArray[np.bool_]:
+        """Which of the tasks are of one model, shape (n,)."""
+        return np.equal(self["model_name"], self._codes["model_name"][model])
+
+    def of_model(self, model: str) -> "TaskFigures":
+        """The tasks of one model."""
+        return self.where(self.has_model(model))
+
+    def on_node(self, node: str) -> "TaskFigures":
+        """The tasks whose last attempt was on one node."""
+        return self.where(self["assigned_node"] == self._codes["assigned_node"][node])
+
+    def arriving(self, since_s: float, before_s: float) -> "TaskFigures":
+        """The tasks that arrived from `since_s` on and before `before_s`."""
+        arrival_s = self["arrival_time_s"]
+        return self.where((arrival_s >= since_s) & (arrival_s < before_s))
+
+
+class TaskLog:
+    """Takes in every task as it ends and keeps its figures.
+
+    Args:
+        slo_classes: names of the SLO classes.
+        models: names of the models.
+        node_names: names of the nodes.
+    """
+
+    def __init__(self, slo_classes: Iterable[str], models: Iterable[str], node_names: Sequence[str]) -> None:
+        self._class_code = _codes(slo_classes)
+        self._model_code = _codes(models)
+        self._node_code = _codes(node_names)
+        self._rows = array("d")
+
+    def record(self, result: TaskResult) -> None:
+        """Keep the figures of a task that has ended."""
+        task = result.task
+        dispatch_s, start_s, completion_s = result.dispatch_time_s, result.start_time_s, result.completion_time_s
+        inference_s = result.inference_time_s
+        self._rows.extend(
+            (
+                task.task_id,
+                task.device_id,
+                self._class_code[task.slo_class],
+                self._model_code[task.model_name],
+                self._node_code[result.assigned_node],
+                _OUTCOME_CODE[result.outcome],
+                task.arrival_time_s,
+                task.base_deadline_s,
+                task.fixed_deadline_s,
+                result.service_noise,
+                math.nan if dispatch_s is None else dispatch_s,
+                math.nan if start_s is None else start_s,
+                math.nan if completion_s is None else completion_s,
+                math.nan if inference_s is None else inference_s,
+            )
+        )
+
+    def figures(self) -> TaskFigures:
+        """Columns of all tasks so far."""
+        rows = np.array(self._rows).reshape(-1, len(_KEPT))
+        columns = {name: rows[:, position] for position, name in enumerate(_KEPT)}
+        arrival_s = columns["arrival_time_s"]
+        response_s = columns["completion_time_s"] - arrival_s
+        dispatched = np.isin(columns["outcome"], [_OUTCOME_CODE[outcome] for outcome in DISPATCHED])
+        columns["dispatch_lag_s"] = columns["dispatch_time_s"] - arrival_s
+        columns["waiting_time_s"] = columns["start_time_s"] - arrival_s
+        columns["response_time_s"] = response_s
+        for deadline in ("fixed_deadline", "base_deadline"):
+            met = (response_s <= columns[f"{deadline}_s"]).astype(float)  # no answer, NaN, has met nothing
+            columns[f"met_{deadline}"] = np.where(dispatched, met, np.nan)
+        codes = {"slo_class": self._class_code, "model_name": self._model_code, "assigned_node": self._node_code}
+        return TaskFigures(columns, codes, np.arange(len(rows)))
+
+
+def _codes(names: Iterable[str]) -> dict[str | None, float]:
+    """A number for each name, NaN for none."""
+    return {None: math.nan, **{name: float(code) for code, name in enumerate(names)}}
