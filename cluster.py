@@ -6,7 +6,7 @@ travels; placing, retrying and ending a task are the same code here.
 
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from time import perf_counter
 from types import MappingProxyType
@@ -73,6 +73,13 @@ class Cluster(ABC):
             for name, figures in ((name, profile.nodes[name]) for name in node_names)
         ]
         self._state_of = {state.name: state for state in self.nodes}
+        self._fastest_first = {
+            model: sorted(
+                (state for state in self.nodes if model in profile.service_time_s(state.name)),
+                key=lambda state: profile.overhead_s(state.name) + profile.service_time_s(state.name)[model],
+            )
+            for model in profile.latency
+        }
 
     # What a kind of cluster brings.
 
@@ -131,11 +138,13 @@ class Cluster(ABC):
         """Whether the run was asked to stop."""
         return self._stop
 
-    def observe(self, task: Task) -> Iterator[Node]:
-        """The healthy nodes that serve `task`, each filled with what may be known of it now as it is asked for. Hold the lock."""
-        now_s, clock_s = self.now_s(), self.clock()
-        for state in self._serving(task.model_name):
-            yield self._filled(state, task, now_s, clock_s)
+    def can_meet(self, task: Task, deadline_s: float) -> bool:
+        """Whether a healthy node is predicted to answer `task` within `deadline_s` of its arrival, with margin. Hold the lock."""
+        now_s, margin = self.now_s(), self._settings.safety_margin
+        for state in self._fastest_first.get(task.model_name, ()):  # the first one's answer is mostly yes
+            if task.model_name in state.offers and state.predicted_completion_s(task, now_s, margin)[1] <= deadline_s:
+                return True
+        return False
 
     def place(self, task: Task, device: Device, service_noise: float) -> None:
         """Put a new task into the queue of the node that the scheduler chooses. Hold the lock."""
@@ -145,17 +154,24 @@ class Cluster(ABC):
 
     def _serving(self, model: str) -> list[NodeState]:
         """The healthy nodes that serve `model`, in the cluster's order."""
-        return [state for state in self.nodes if state.serves(model)]
+        return [state for state in self.nodes if model in state.offers]
 
-    def _filled(self, state: NodeState, task: Task, now_s: float, clock_s: float) -> Node:
-        node = state.fill(task, now_s, self._settings.safety_margin)
-        sample = self._power.get(state.name)
-        if sample is None:
-            node.power_age_s = node.power_w = None
-        else:
-            node.power_age_s = age_s = clock_s - sample.time_s
-            node.power_w = sample.power_w if age_s <= self._settings.power.max_age_s else None
-        return node
+    def _filled(self, states: Sequence[NodeState], task: Task) -> list[Node]:
+        """The views of the nodes with all that may be known of them now, for a decision about `task`."""
+        now_s, clock_s = self.now_s(), self.clock()
+        power, max_age_s, margin = self._power, self._settings.power.max_age_s, self._settings.safety_margin
+        nodes = []
+        for state in states:
+            node = state.fill(task, now_s, margin)
+            sample = power.get(state.name)
+            if sample is None:
+                node.power_age_s = node.power_w = None
+            else:
+                sampled_s, power_w, _ = sample
+                node.power_age_s = age_s = clock_s - sampled_s
+                node.power_w = power_w if age_s <= max_age_s else None
+            nodes.append(node)
+        return nodes
 
     def _offered(self, request: Request) -> list[Node]:
         """The nodes that may serve `request` now, filled unless nobody would look at them."""
@@ -165,8 +181,7 @@ class Cluster(ABC):
             serving = [state for state in serving if state.name not in tried]
         if self._on_decision is None and not self._scheduler.looks_at_nodes:
             return [state.view for state in serving]
-        now_s, clock_s = self.now_s(), self.clock()
-        return [self._filled(state, task, now_s, clock_s) for state in serving]
+        return self._filled(serving, task)
 
     def _place(self, request: Request) -> None:
         task = request.task
@@ -176,15 +191,15 @@ class Cluster(ABC):
             self._end(request, Outcome.FAILED)
             return
         decided_at_s = self.now_s()
-        started = perf_counter()
+        started = perf_counter() if self.measures_decisions else 0.0
         try:
             chosen = self._scheduler.schedule(task, offered)
         except Exception as error:  # the policy may be the user's own: whatever it raises ends the run and is named
             at = traceback.extract_tb(error.__traceback__)[-1]
             self._policy_failed(request, f"raised {type(error).__name__}: {error} at {at.filename}:{at.lineno}")
             return
-        duration_s = perf_counter() - started
-        if not any(node is chosen for node in offered):
+        duration_s = perf_counter() - started if self.measures_decisions else None
+        if not any([node is chosen for node in offered]):
             self._policy_failed(request, f"returned {chosen!r}, which is none of the nodes it was offered")
             return
         state = self._state_of[chosen.name]
@@ -197,8 +212,7 @@ class Cluster(ABC):
         self._work_arrived(state)
         if self._on_decision:
             seen = {n.name: (n.queue_depth, n.power_w, n.predicted_completion_s, n.closeness) for n in offered}
-            measured = duration_s if self.measures_decisions else None
-            self._on_decision(Decision(task.task_id, request.attempts, decided_at_s, state.name, seen, measured))
+            self._on_decision(Decision(task.task_id, request.attempts, decided_at_s, state.name, seen, duration_s))
 
     def _policy_failed(self, request: Request, how: str) -> None:
         request.error = f"scheduler {how}"
@@ -218,7 +232,7 @@ class Cluster(ABC):
 
     def _retry_or_fail(self, state: NodeState, request: Request, retry: bool) -> None:
         task = request.task
-        request.tried.add(state.name)
+        request.tried += (state.name,)
         in_time = self.now_s() < task.arrival_time_s + task.adapted_deadline_s
         if retry and in_time and request.attempts < self._settings.requests.max_attempts and request in self._open:
             self._place(request)
@@ -227,7 +241,7 @@ class Cluster(ABC):
 
     def _take_out(self, state: NodeState, reason: str) -> None:
         """The node does not answer: offer it no more, and place what waits for it elsewhere. Hold the lock."""
-        state.up = False
+        state.take_out()
         for request in state.take_all_waiting():
             request.error = f"{state.name} is out: {reason}"
             self._retry_or_fail(state, request, retry=True)

@@ -279,10 +279,10 @@ class HttpCluster(WallClockCluster):
     def _bring_in(self, node: NodeState, health: Health, asked_s: float) -> None:
         if self._down_since.get(node.name, -math.inf) > asked_s:
             return  # the node went out after it was asked
-        node.view.models = health.models
         self._binary[node.name] = health.binary
-        if not node.up:
-            node.up = True
+        was_up = node.up
+        node.bring_in(health.models)
+        if not was_up:
             self._faults_in_a_row[node.name] = 0
             since_s = self._down_since.pop(node.name, None)
             if since_s is not None:

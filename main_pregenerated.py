@@ -63,13 +63,13 @@ def run_experiment(trace: Trace, cluster: Cluster, adapter: DeadlineAdapter, rec
     cluster.start_load()
     arrivals = trace.arrivals()
     for arrival in arrivals:
-        if not cluster.advance_to(arrival.task.arrival_time_s):
+        task, device, service_noise = arrival
+        if not cluster.advance_to(task.arrival_time_s):
             arrivals = itertools.chain([arrival], arrivals)
             break
         with cluster.lock:
-            if arrival.device.in_coverage:
-                task = adapter.adapt(arrival.task, arrival.device, cluster.observe)
-                cluster.place(task, arrival.device, arrival.service_noise)
+            if device.in_coverage:
+                cluster.place(adapter.adapt(task, device, cluster.can_meet), device, service_noise)
             else:
                 record(_not_placed(arrival, Outcome.SKIPPED))
     cluster.advance_to(trace.duration_s)

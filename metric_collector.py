@@ -294,16 +294,17 @@ class MetricCollector:
         Each task takes its own service noise, or, for an `estimate`, the profile's mean.
         """
         fixed_deadline_s = tasks["fixed_deadline_s"]
-        noise = np.zeros(len(tasks)) if estimate else tasks["service_noise"]
+        service_noise = np.zeros(len(tasks)) if estimate else tasks["service_noise"]
         achievable = np.zeros(len(tasks), dtype=bool)
         for model in self._settings.models:
             own = tasks.has_model(model)
+            noise, within_s, met = service_noise[own], fixed_deadline_s[own], np.zeros(int(own.sum()), dtype=bool)
             for node in self._node_names:
                 mean_s = self._profile.service_time_s(node).get(model)
                 if mean_s is not None:
                     sigma = 0.0 if estimate else self._profile.sigma(node)
-                    answered_s = self._profile.overhead_s(node) + mean_s * np.exp(sigma * noise[own] - sigma**2 / 2)
-                    achievable[own] |= answered_s <= fixed_deadline_s[own]
+                    met |= self._profile.overhead_s(node) + mean_s * np.exp(sigma * noise - sigma**2 / 2) <= within_s
+            achievable[own] = met
         return achievable
 
     def _by_minute(self, figures: TaskFigures) -> list[dict[str, Any]]:

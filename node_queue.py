@@ -4,10 +4,11 @@ import bisect
 import math
 from collections.abc import Mapping, Sequence
 from itertools import count
-from typing import NamedTuple
 
 from scheduler import Node
-from task import Device, Outcome, Task, TaskResult
+from task import Device, Outcome, Task, TaskResult, from_fields
+
+_RESULT = from_fields(TaskResult)
 
 
 class Request:
@@ -20,7 +21,7 @@ class Request:
         self.device = device
         self.service_noise = service_noise
         self.attempts = 0
-        self.tried: set[str] = set()
+        self.tried: tuple[str, ...] = ()
         self.node_name: str | None = None
         self.dispatch_time_s: float | None = None
         self.start_time_s: float | None = None
@@ -34,36 +35,29 @@ class Request:
         inference_time_s: float | None = None,
     ) -> TaskResult:
         """The task's record, now that it has ended; an error stands in it only where there was no answer."""
-        return TaskResult(
-            self.task,
-            self.device,
-            self.service_noise,
-            outcome,
-            self.node_name,
-            self.attempts,
-            self.dispatch_time_s,
-            self.start_time_s,
-            completion_time_s,
-            server_queue_time_s,
-            inference_time_s,
-            self.error if completion_time_s is None else None,
+        return _RESULT(
+            (
+                self.task,
+                self.device,
+                self.service_noise,
+                outcome,
+                self.node_name,
+                self.attempts,
+                self.dispatch_time_s,
+                self.start_time_s,
+                completion_time_s,
+                server_queue_time_s,
+                inference_time_s,
+                self.error if completion_time_s is None else None,
+            )
         )
 
 
-class _Expected(NamedTuple):
-    """When a node's accelerator is expected free, and when each of its connections is, soonest first (seconds)."""
+_Expected = tuple[float, list[float]]
+"""When a node's accelerator is expected free, and when each of its connections is, soonest first (seconds)."""
 
-    accelerator_s: float
-    connections_s: tuple[float, ...]
-
-
-class _Waiting(NamedTuple):
-    """A place in a node's queue, in the order of service; no two share a sequence number."""
-
-    key: float
-    sequence: int
-    service_s: float
-    request: Request
+_Waiting = tuple[float, int, float, Request]
+"""A place in a node's queue: key of its order, sequence number (no two share one), service time in seconds, request."""
 
 
 class NodeState:
@@ -92,6 +86,7 @@ class NodeState:
         self.view = view
         self.name = view.name
         self.up = False
+        self.offers: frozenset[str] = frozenset()
         self._service_time_s = service_time_s
         self._half_overhead_s = overhead_s / 2
         self._connections = connections
@@ -115,39 +110,52 @@ class NodeState:
         """Whether a task waits for a connection."""
         return bool(self._waiting)
 
-    def serves(self, model: str) -> bool:
-        """Whether the node is up and offers `model`, and the profile knows what that takes there."""
-        return self.up and model in self.view.models and model in self._service_time_s
-
     @property
-    def in_flight(self) -> int:
-        """Requests that were sent and are not answered."""
-        return len(self._in_flight)
+    def can_send(self) -> bool:
+        """Whether a task waits and a connection is free for it."""
+        return len(self._waiting) > 0 and len(self._in_flight) < self._connections
+
+    def bring_in(self, models: frozenset[str]) -> None:
+        """The node is up and has these models: it offers those of them of which the profile knows what they take there."""
+        self.up = True
+        self.view.models = models
+        self.offers = models & self._service_time_s.keys()
+
+    def take_out(self) -> None:
+        """The node is down: it offers nothing."""
+        self.up = False
+        self.offers = frozenset()
 
     def put(self, request: Request) -> None:
         """Let a request wait for a connection, at its place in the queue's order."""
         service_s = self._service_time_s[request.task.model_name]
-        bisect.insort(self._waiting, _Waiting(self._key(request.task), next(self._sequence), service_s, request))
+        if self._by_deadline:
+            entry = (self._key(request.task), next(self._sequence), service_s, request)
+            bisect.insort(self._waiting, entry)
+        else:
+            entry = (0.0, 0, service_s, request)
+            self._waiting.append(entry)
         if self._tail:  # valid only while all connections are busy, and then no request is sent before they are free
-            self._tail = None if self._by_deadline else self._after_sending(self._tail, [service_s], -math.inf)
+            self._tail = None if self._by_deadline else self._after_sending(self._tail, [entry], -math.inf)
 
     def take(self, now_s: float) -> Request:
         """The next request in service order, sent at `now_s`."""
-        request = self._waiting.pop(0).request
+        _, _, _, request = self._waiting.pop(0)
         self._in_flight[request] = now_s
         self._tail = None
         return request
 
     def take_all_waiting(self) -> list[Request]:
         """Empty the queue, in service order; what is in flight stays."""
-        requests = [entry.request for entry in self._waiting]
+        requests = [request for _, _, _, request in self._waiting]
         self._waiting.clear()
         self._tail = None
         return requests
 
     def answered(self, request: Request, now_s: float, inference_time_s: float) -> None:
         """A request was answered: its connection is free, and the accelerator was half an overhead ago."""
-        self.gave_up(request)
+        del self._in_flight[request]
+        self._tail = None
         self._accelerator_free_s = now_s - self._half_overhead_s
         self._busy = (self.busy_fraction(now_s) + inference_time_s / self._busy_window_s, now_s)
 
@@ -164,39 +172,54 @@ class NodeState:
     def fill(self, task: Task, now_s: float, safety_margin: float) -> Node:
         """The view for a decision about `task` at `now_s`, its power excepted."""
         view = self.view
-        spent_s = now_s - task.arrival_time_s
-        completion_s = self._predicted_end_s(task, now_s) - task.arrival_time_s
+        busy, since_s = self._busy
+        busy *= math.exp((since_s - now_s) / self._busy_window_s)
+        view.predicted_completion_s, view.completion_with_margin_s = self.predicted_completion_s(task, now_s, safety_margin)
         view.service_time_s = self._service_time_s[task.model_name]
-        view.queue_depth = self.queue_depth
-        view.predicted_completion_s = completion_s
-        view.completion_with_margin_s = (completion_s - spent_s) * (1 + safety_margin) + spent_s
-        view.busy_fraction = min(1.0, self.busy_fraction(now_s))
+        view.queue_depth = len(self._waiting) + len(self._in_flight)
+        view.busy_fraction = busy if busy < 1.0 else 1.0
         view.closeness = None
         return view
 
-    def _key(self, task: Task) -> float:
-        return task.arrival_time_s + task.adapted_deadline_s if self._by_deadline else 0.0
+    def predicted_completion_s(self, task: Task, now_s: float, safety_margin: float) -> tuple[float, float]:
+        """When `task` would be answered, were it put into the queue at `now_s`: seconds after its arrival.
 
-    def _predicted_end_s(self, task: Task, now_s: float) -> float:
-        """When `task` would be answered, were it put into the queue now (design: Predicted completion)."""
-        service_s = self._service_time_s[task.model_name]
-        if not self._waiting and not self._in_flight:  # the state of most nodes most of the time, in one step
+        Returns:
+            Without a margin, and with the margin on what is still to come.
+        """
+        arrival_s = task.arrival_time_s
+        if self._waiting or self._in_flight:
+            end_s = self._end_behind_others_s(task, now_s)
+        else:  # the state of most nodes most of the time, in one step
             half_s = self._half_overhead_s
-            return max(now_s + half_s, self._accelerator_free_s) + service_s + half_s
+            ready_s, free_s = now_s + half_s, self._accelerator_free_s
+            end_s = (ready_s if ready_s > free_s else free_s) + self._service_time_s[task.model_name] + half_s
+        spent_s, completion_s = now_s - arrival_s, end_s - arrival_s
+        return completion_s, (completion_s - spent_s) * (1 + safety_margin) + spent_s
+
+    @staticmethod
+    def _key(task: Task) -> float:
+        return task.arrival_time_s + task.adapted_deadline_s
+
+    def _end_behind_others_s(self, task: Task, now_s: float) -> float:
+        """When `task` would be answered, were it put into the queue now (design: Predicted completion)."""
         if self._by_deadline:
             ahead = self._waiting[: bisect.bisect(self._waiting, (self._key(task), math.inf))]
-            state = self._after_sending(self._expected_of_in_flight(now_s), [entry.service_s for entry in ahead], now_s)
+            free_s, connections_s = self._after_sending(self._expected_of_in_flight(now_s), ahead, now_s)
         else:
-            state = self._tail_of_queue(now_s)
-        return self._after_sending(state, [service_s], now_s).connections_s[-1]
+            free_s, connections_s = self._tail_of_queue(now_s)
+        half_s, sent_s = self._half_overhead_s, connections_s[0]
+        ready_s = (sent_s if sent_s > now_s else now_s) + half_s
+        return (ready_s if ready_s > free_s else free_s) + self._service_time_s[task.model_name] + half_s
 
     def _tail_of_queue(self, now_s: float) -> _Expected:
         """What is expected after all that waits has been sent; kept until something happens or a request is overdue."""
         if self._tail is None or now_s > self._tail_valid_until_s:
             in_flight = self._expected_of_in_flight(now_s)
-            all_busy = len(self._in_flight) == self._connections
-            self._tail_valid_until_s = in_flight.connections_s[0] if all_busy else -math.inf
-            self._tail = self._after_sending(in_flight, [entry.service_s for entry in self._waiting], now_s)
+            tail = self._after_sending(in_flight, self._waiting, now_s) if self._waiting else in_flight
+            self._tail_valid_until_s = in_flight[1][0]
+            self._tail = tail if len(self._in_flight) == self._connections else None
+            return tail
         return self._tail
 
     def _expected_of_in_flight(self, now_s: float) -> _Expected:
@@ -209,16 +232,21 @@ class NodeState:
             if free_s + half_s < now_s:
                 free_s = now_s - half_s
             connections.append(free_s + half_s)
-        return _Expected(free_s, tuple(connections))
+        return free_s, connections
 
-    def _after_sending(self, state: _Expected, services_s: Sequence[float], now_s: float) -> _Expected:
+    def _after_sending(self, state: _Expected, queue: Sequence[_Waiting], now_s: float) -> _Expected:
         """`state` after more requests have each taken the earliest connection; the connection of the last one comes last."""
-        free_s, half_s = state.accelerator_s, self._half_overhead_s
-        connections, earliest = list(state.connections_s), 0
-        for service_s in services_s:  # each ends after those before it, so the connections stay in order, from `earliest` round
+        free_s, half_s = state[0], self._half_overhead_s
+        connections, earliest = state[1].copy(), 0
+        for (
+            _,
+            _,
+            service_s,
+            _,
+        ) in queue:  # each ends after those before it, so the connections stay in order, from `earliest` round
             sent_s = connections[earliest]
             ready_s = (sent_s if sent_s > now_s else now_s) + half_s
             free_s = (ready_s if ready_s > free_s else free_s) + service_s
             connections[earliest] = free_s + half_s
             earliest = (earliest + 1) % len(connections)
-        return _Expected(free_s, (*connections[earliest:], *connections[:earliest]))
+        return free_s, connections[earliest:] + connections[:earliest]

@@ -3,6 +3,7 @@
 Pure functions of figures that others have gathered; `RunFacts` is what they say of a run beside its tasks.
 """
 
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -127,7 +128,8 @@ def energy_invalid_reasons(energy: Mapping[str, NodeEnergy]) -> list[str]:
     return reasons
 
 
-def versions() -> dict[str, str]:
+@functools.cache
+def versions() -> Mapping[str, str]:
     """What the run was made with."""
     packages = ("numpy", "pydantic", "urllib3", "fastapi", "uvicorn", "prometheus-api-client", "prometheus-client")
     return {

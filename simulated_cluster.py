@@ -106,7 +106,6 @@ class SimulatedCluster(Cluster):
         self._now_s = 0.0
         self._sequence = count()
         self._events: list[tuple[float, int, int, NodeState | None, Request | None, float, float]] = []
-        self._connections = settings.requests.connections_per_node
         self._half_overhead_s = {name: profile.overhead_s(name) / 2 for name in node_names}
         self._accelerators = {
             name: Accelerator(
@@ -129,10 +128,9 @@ class SimulatedCluster(Cluster):
     def __enter__(self) -> Self:
         """All nodes are up at once and serve what the profile says."""
         for node in self.nodes:
-            node.up = True
-            node.view.models = frozenset(self._profile.service_time_s(node.name))
+            node.bring_in(frozenset(self._profile.service_time_s(node.name)))
             self._samples[node.name] = PowerSample(0.0, node.view.idle_w)
-        self._push(self._settings.power.poll_interval_s + self._settings.power.power_delay_s, _SAMPLE)
+        self._sample_at(self._settings.power.poll_interval_s + self._settings.power.power_delay_s)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -162,16 +160,8 @@ class SimulatedCluster(Cluster):
         """Exact energy of each node from the start of the load to now."""
         return {name: NodeEnergy(*accelerator.energy_j(self._now_s), 0.0) for name, accelerator in self._accelerators.items()}
 
-    def _push(
-        self,
-        time_s: float,
-        kind: int,
-        node: NodeState | None = None,
-        request: Request | None = None,
-        queue_s: float = 0.0,
-        service_s: float = 0.0,
-    ) -> None:
-        heapq.heappush(self._events, (time_s, kind, next(self._sequence), node, request, queue_s, service_s))
+    def _sample_at(self, time_s: float) -> None:
+        heapq.heappush(self._events, (time_s, _SAMPLE, next(self._sequence), None, None, 0.0, 0.0))
 
     def _happen(self) -> None:
         """The next event: an answer comes, or a power sample is seen."""
@@ -183,7 +173,7 @@ class SimulatedCluster(Cluster):
         self._work_arrived(node)
 
     def _work_arrived(self, node: NodeState) -> None:
-        while node.has_waiting and node.in_flight < self._connections:
+        while node.can_send:
             self._send(node)
 
     def _send(self, node: NodeState) -> None:
@@ -193,7 +183,9 @@ class SimulatedCluster(Cluster):
         half_s = self._half_overhead_s[node.name]
         ready_s = now_s + half_s
         start_s, end_s = self._accelerators[node.name].serve(request.task, request.service_noise, ready_s)
-        self._push(end_s + half_s, _ANSWER, node, request, start_s - ready_s, end_s - start_s)
+        heapq.heappush(
+            self._events, (end_s + half_s, _ANSWER, next(self._sequence), node, request, start_s - ready_s, end_s - start_s)
+        )
 
     def _sample(self) -> None:
         """Every node's mean power since the last sample, seen `power_delay_s` after the instant it is of."""
@@ -201,7 +193,7 @@ class SimulatedCluster(Cluster):
         at_s = self._now_s - power.power_delay_s
         for name, accelerator in self._accelerators.items():
             self._samples[name] = PowerSample(at_s, accelerator.mean_power_w(at_s, power.poll_interval_s))
-        self._push(self._now_s + power.poll_interval_s, _SAMPLE)
+        self._sample_at(self._now_s + power.poll_interval_s)
 
 
 def _true_service_time(profile: PerformanceProfile, node: str) -> ServiceTime:

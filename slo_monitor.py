@@ -18,9 +18,12 @@ VIOLATION_COLUMNS = (
 )
 
 
+_ON_TIME, _LATE = Outcome.ON_TIME, Outcome.LATE  # to look a member up in its class takes longer than the verdict
+
+
 def verdict(task: Task, response_time_s: float) -> Outcome:
     """On time or late, for an answer that came `response_time_s` after the task's arrival."""
-    return Outcome.ON_TIME if response_time_s <= task.adapted_deadline_s else Outcome.LATE
+    return _ON_TIME if response_time_s <= task.adapted_deadline_s else _LATE
 
 
 class SloMonitor:

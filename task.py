@@ -1,11 +1,21 @@
 """The records that travel through an experiment, from the device that sends a task to the energy of the nodes.
 
-They are named tuples: immutable like frozen dataclasses, and four times as cheap to make, which counts at 100,000 tasks/s.
+They are named tuples: immutable like frozen dataclasses, and four times as cheap to make, which counts at 100,000 tasks/s. Where
+every task passes, `from_fields` makes them at half the cost again.
 """
 
 import math
+from collections.abc import Callable
 from enum import StrEnum
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+Record = TypeVar("Record", bound=tuple[Any, ...])
+
+
+def from_fields(record: type[Record]) -> Callable[[tuple[Any, ...]], Record]:
+    """Maker of such records from a tuple of all their fields, in order, unchecked."""
+    return partial(tuple.__new__, record)
 
 
 class Device(NamedTuple):

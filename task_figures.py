@@ -27,6 +27,7 @@ _KEPT = (
     "completion_time_s",
     "inference_time_s",
 )
+_NAN = math.nan
 _OUTCOME_CODE = {outcome: float(code) for code, outcome in enumerate(Outcome)}
 
 
@@ -58,7 +59,7 @@ class TaskFigures:
 
     def of(self, *outcomes: Outcome) -> "TaskFigures":
         """The tasks that ended in one of these ways."""
-        return self.where(np.isin(self["outcome"], [_OUTCOME_CODE[outcome] for outcome in outcomes]))
+        return self.where(_ended_in(self["outcome"], outcomes))
 
     def in_class(self, slo_class: str) -> "TaskFigures":
         """The tasks of one SLO class."""
@@ -99,25 +100,24 @@ class TaskLog:
 
     def record(self, result: TaskResult) -> None:
         """Keep the figures of a task that has ended."""
-        task = result.task
-        dispatch_s, start_s, completion_s = result.dispatch_time_s, result.start_time_s, result.completion_time_s
-        inference_s = result.inference_time_s
+        task, _, noise, outcome, node, _, dispatch_s, start_s, completion_s, _, inference_s, _ = result
+        task_id, device_id, _, model, slo_class, arrival_s, base_deadline_s, _, fixed_deadline_s = task
         self._rows.extend(
             (
-                task.task_id,
-                task.device_id,
-                self._class_code[task.slo_class],
-                self._model_code[task.model_name],
-                self._node_code[result.assigned_node],
-                _OUTCOME_CODE[result.outcome],
-                task.arrival_time_s,
-                task.base_deadline_s,
-                task.fixed_deadline_s,
-                result.service_noise,
-                math.nan if dispatch_s is None else dispatch_s,
-                math.nan if start_s is None else start_s,
-                math.nan if completion_s is None else completion_s,
-                math.nan if inference_s is None else inference_s,
+                task_id,
+                device_id,
+                self._class_code[slo_class],
+                self._model_code[model],
+                self._node_code[node],
+                _OUTCOME_CODE[outcome],
+                arrival_s,
+                base_deadline_s,
+                fixed_deadline_s,
+                noise,
+                _NAN if dispatch_s is None else dispatch_s,
+                _NAN if start_s is None else start_s,
+                _NAN if completion_s is None else completion_s,
+                _NAN if inference_s is None else inference_s,
             )
         )
 
@@ -127,7 +127,7 @@ class TaskLog:
         columns = {name: rows[:, position] for position, name in enumerate(_KEPT)}
         arrival_s = columns["arrival_time_s"]
         response_s = columns["completion_time_s"] - arrival_s
-        dispatched = np.isin(columns["outcome"], [_OUTCOME_CODE[outcome] for outcome in DISPATCHED])
+        dispatched = _ended_in(columns["outcome"], DISPATCHED)
         columns["dispatch_lag_s"] = columns["dispatch_time_s"] - arrival_s
         columns["waiting_time_s"] = columns["start_time_s"] - arrival_s
         columns["response_time_s"] = response_s
@@ -136,6 +136,11 @@ class TaskLog:
             columns[f"met_{deadline}"] = np.where(dispatched, met, np.nan)
         codes = {"slo_class": self._class_code, "model_name": self._model_code, "assigned_node": self._node_code}
         return TaskFigures(columns, codes, np.arange(len(rows)))
+
+
+def _ended_in(codes: Floats, outcomes: Sequence[Outcome]) -> NDArray[np.bool_]:
+    wanted = np.array([outcome in outcomes for outcome in Outcome])
+    return wanted[codes.astype(np.int64)]
 
 
 def _codes(names: Iterable[str]) -> dict[str | None, float]:

@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from mobility.mobility_manager import Cell, Mobility, MobilityManager, RecordedMobility
 from settings import Settings
-from task import Arrival, Device, Task
+from task import Arrival, Device, Task, from_fields
 from utils import UsageError, did_you_mean, random_stream, write_failure
 
 TRACE_COLUMNS = (
@@ -90,9 +89,35 @@ class Trace:
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
         """The rows of the trace file as Python values, made a few thousand at a time."""
+        for columns in self._blocks():
+            yield from zip(*columns, strict=True)
+
+    def arrivals(self) -> Iterator[Arrival]:
+        """The tasks with their devices, in order of arrival."""
+        for (
+            task_id,
+            device_id,
+            kind,
+            model,
+            slo_class,
+            arrival_s,
+            base_s,
+            x_m,
+            y_m,
+            vx_mps,
+            vy_mps,
+            inside,
+            noise,
+        ) in self._blocks():
+            tasks = zip(task_id, device_id, kind, model, slo_class, arrival_s, base_s, base_s, base_s, strict=True)
+            devices = zip(device_id, kind, x_m, y_m, vx_mps, vy_mps, inside, strict=True)
+            yield from map(_ARRIVAL, zip(map(_TASK, tasks), map(_DEVICE, devices), noise, strict=True))
+
+    def _blocks(self) -> Iterator[tuple[list[Any], ...]]:
+        """The columns of the trace file as lists of Python values, a few thousand rows at a time."""
         for first in range(0, len(self), _ROWS_AT_ONCE):
             last = min(first + _ROWS_AT_ONCE, len(self))
-            yield from zip(
+            yield (
                 self.task_id[first:last].tolist(),
                 self.device_id[first:last].tolist(),
                 self.device_type.slice(first, last),
@@ -104,12 +129,7 @@ class Trace:
                 *self.velocity_mps[:, first:last].tolist(),
                 self.in_coverage[first:last].tolist(),
                 self.service_noise[first:last].tolist(),
-                strict=True,
             )
-
-    def arrivals(self) -> Iterator[Arrival]:
-        """The tasks with their devices, in order of arrival."""
-        return starmap(_arrival, self.rows())
 
     def device(self, index: int) -> Device:
         """State of the device of the task at `index`, at its arrival."""
@@ -143,36 +163,7 @@ class Trace:
         )
 
 
-def _arrival(
-    task_id: int,
-    device_id: int,
-    device_type: str,
-    model_name: str,
-    slo_class: str,
-    arrival_time_s: float,
-    base_deadline_s: float,
-    x_m: float,
-    y_m: float,
-    vx_mps: float,
-    vy_mps: float,
-    in_coverage: bool,
-    service_noise: float,
-) -> Arrival:
-    return Arrival(
-        Task(
-            task_id,
-            device_id,
-            device_type,
-            model_name,
-            slo_class,
-            arrival_time_s,
-            base_deadline_s,
-            adapted_deadline_s=base_deadline_s,
-            fixed_deadline_s=base_deadline_s,
-        ),
-        Device(device_id, device_type, x_m, y_m, vx_mps, vy_mps, in_coverage),
-        service_noise,
-    )
+_TASK, _DEVICE, _ARRIVAL = from_fields(Task), from_fields(Device), from_fields(Arrival)
 
 
 def generate_trace(settings: Settings, mobility: MobilityManager) -> Trace:

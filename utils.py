@@ -3,6 +3,7 @@
 import csv
 import difflib
 import errno
+import functools
 import json
 import logging
 import os
@@ -205,8 +206,9 @@ def random_stream(seed: int, name: str) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(RANDOM_STREAMS.index(name),)))
 
 
+@functools.cache
 def git_commit() -> str | None:
-    """Commit of the checkout this file stands in, with '+dirty' when it was changed since; None outside git."""
+    """Commit of the checkout this file stands in, with '+dirty' when it was changed since; None outside git; asked once."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(PROJECT_ROOT), *arguments]

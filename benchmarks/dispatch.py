@@ -46,8 +46,7 @@ class InstantCluster(WallClockCluster):
     def __enter__(self) -> Self:
         """All nodes are up at once."""
         for node in self.nodes:
-            node.up = True
-            node.view.models = frozenset(self._settings.models)
+            node.bring_in(frozenset(self._settings.models))
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -129,8 +129,9 @@ class MobilityManager:
         n = settings.count
         low, high = np.array([kind.speed_mps for kind in types])[self.type_code].T
         self._speed_mps = low + (high - low) * placement.random(n)
-        self._position_m = [_placed(placement, n, settings)]
-        self._velocity_mps = [_headed(placement.random(n), self._speed_mps)]
+        self._seconds = 1
+        self._position_m = _placed(placement, n, settings)[np.newaxis]
+        self._velocity_mps = _headed(placement.random(n), self._speed_mps)[np.newaxis]
 
     @property
     def device_count(self) -> int:
@@ -139,41 +140,36 @@ class MobilityManager:
 
     def extend_to(self, time_s: float) -> None:
         """Walk all devices up to `time_s`; asking for a later state does so too."""
-        while len(self._position_m) <= math.floor(time_s):
+        while self._seconds <= math.floor(time_s):
             self._step()
 
     def _step(self) -> None:
-        position, velocity = reflected(
-            self._position_m[-1] + self._velocity_mps[-1], self._velocity_mps[-1], self.cell.area_side_m
-        )
+        now = self._seconds
+        if now == len(self._position_m):
+            self._position_m, self._velocity_mps = _with_room(self._position_m), _with_room(self._velocity_mps)
+        last_m, last_mps = self._position_m[now - 1], self._velocity_mps[now - 1]
+        self._position_m[now], velocity = reflected(last_m + last_mps, last_mps, self.cell.area_side_m)
         draws = self._movement.random((2, self.device_count))
         turning = draws[0] < self._turn_probability
-        velocity = np.where(turning, _headed(draws[1], self._speed_mps), velocity)
-        self._position_m.append(position)
-        self._velocity_mps.append(velocity)
+        self._velocity_mps[now] = np.where(turning, _headed(draws[1], self._speed_mps), velocity)
+        self._seconds += 1
 
     def states(self, device_id: Integers, time_s: Floats) -> tuple[Floats, Floats]:
         """Positions (metres) and velocities (m/s) of devices, each at a time of its own.
 
         Args:
             device_id: shape (n,).
-            time_s: shape (n,), non-decreasing, seconds after the start of the load.
+            time_s: shape (n,), seconds after the start of the load.
 
         Returns:
             Two arrays of shape (2, n).
         """
-        position = np.empty((2, len(time_s)))
-        velocity = np.empty((2, len(time_s)))
         if len(time_s):
-            self.extend_to(float(time_s[-1]))
-        step = np.floor(time_s).astype(np.int64)
-        starts = np.searchsorted(step, np.arange(len(self._position_m) + 1))
-        for second, (first, last) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
-            who = device_id[first:last]
-            speed = self._velocity_mps[second][:, who]
-            moved = self._position_m[second][:, who] + speed * (time_s[first:last] - second)
-            position[:, first:last], velocity[:, first:last] = reflected(moved, speed, self.cell.area_side_m)
-        return position, velocity
+            self.extend_to(float(time_s.max()))
+        second = np.floor(time_s).astype(np.int64)
+        velocity = self._velocity_mps[second, :, device_id].T
+        moved = self._position_m[second, :, device_id].T + velocity * (time_s - second)
+        return reflected(moved, velocity, self.cell.area_side_m)
 
     def device(self, device_id: int, time_s: float) -> Device:
         """State of a device at a time, seconds after the start of the load."""
@@ -191,16 +187,14 @@ class MobilityManager:
 
     def covered(self, task_id: Integers, device_id: Integers, time_s: Floats) -> NDArray[np.bool_]:
         """Whether each device is in the cell at its time, by its path; shape (n,)."""
-        order = np.argsort(time_s, kind="stable")
-        covered = np.empty(len(order), dtype=bool)
-        covered[order] = self.cell.covers(*self.states(device_id[order], time_s[order])[0])
-        return covered
+        return self.cell.covers(*self.states(device_id, time_s)[0])
 
     def in_cell_share(self, start_s: float, end_s: float) -> float:
         """Mean share of the devices inside the cell, over the whole seconds from `start_s` on and before `end_s`."""
         self.extend_to(end_s)
-        seconds = range(math.ceil(start_s), max(math.ceil(start_s) + 1, math.ceil(end_s)))
-        return float(np.mean([self.cell.covers(*self._position_m[second]).mean() for second in seconds]))
+        first = math.ceil(start_s)
+        x_m, y_m = self._position_m[first : max(first + 1, math.ceil(end_s))].swapaxes(0, 1)
+        return float(self.cell.covers(x_m, y_m).mean())
 
 
 class RecordedMobility:
@@ -300,6 +294,13 @@ def _placed(rng: np.random.Generator, n: int, settings: DeviceSettings) -> Float
     radius, angle = settings.cell_radius_m * np.sqrt(first), 2 * np.pi * second
     offset_m: Floats = radius * np.stack([np.cos(angle), np.sin(angle)])
     return settings.area_side_m / 2 + offset_m
+
+
+def _with_room(history: Floats) -> Floats:
+    """A history, shape (seconds, 2, n), with as much room again; memory that is not written is not taken."""
+    longer = np.empty((2 * len(history), *history.shape[1:]))
+    longer[: len(history)] = history
+    return longer
 
 
 def _headed(draw: Floats, speed_mps: Floats) -> Floats:

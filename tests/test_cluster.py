@@ -25,7 +25,7 @@ OVERHEAD_S = 0.02
 
 def node_state(connections=2, discipline="fifo", overhead_s=OVERHEAD_S, busy_window_s=5.0):
     state = NodeState(Node("coral1", "coral", 4.0, 5.0), SERVICE_S, overhead_s, connections, discipline, busy_window_s)
-    state.up = True
+    state.bring_in(frozenset(SERVICE_S))
     return state
 
 
@@ -325,18 +325,39 @@ def test_model_that_no_node_serves_fails_by_name_and_without_a_decision():
 
 def test_only_healthy_nodes_that_serve_the_model_are_offered():
     with virtual() as cluster:
-        assert [node.name for node in cluster.observe(make_task(model="vgg16"))] == ["coral1"]
-        assert [node.name for node in cluster.observe(make_task())] == ["coral1", "hailo1"]
+        for model in ("vgg16", "resnet50"):
+            cluster.place(make_task(model=model), DEVICE, 0.0)
         cluster.take_out("coral1")
-        assert [node.name for node in cluster.observe(make_task())] == ["hailo1"]
-        assert list(cluster.observe(make_task(model="vgg16"))) == []
+        cluster.place(make_task(), DEVICE, 0.0)
+        cluster.place(make_task(model="vgg16"), DEVICE, 0.0)
+    new_tasks = [sorted(decision.nodes) for decision in cluster.decisions if decision.attempt == 1]
+    assert new_tasks == [["coral1"], ["coral1", "hailo1"], ["hailo1"]]
+
+
+def test_deadline_can_be_met_where_a_healthy_node_that_serves_the_model_is_predicted_to_meet_it():
+    with virtual(settings={"safety_margin": 0.1}) as cluster:
+        answer_s = {name: predicted_with_margin_s(cluster.node(name)) for name in ("coral1", "hailo1")}
+        assert answer_s["hailo1"] < answer_s["coral1"]
+        assert cluster.can_meet(make_task(), answer_s["hailo1"])
+        assert not cluster.can_meet(make_task(), 0.999 * answer_s["hailo1"])
+        cluster.take_out("hailo1")
+        assert cluster.can_meet(make_task(), answer_s["coral1"])
+        assert not cluster.can_meet(make_task(), 0.999 * answer_s["coral1"])
+        cluster.take_out("coral1")
+        assert not cluster.can_meet(make_task(), 1e9)
+
+
+def predicted_with_margin_s(state):
+    """By the design's formula for an idle node: overhead and mean service, and a tenth on top."""
+    return 1.1 * (TWO.overhead_s(state.name) + TWO.service_time_s(state.name)["resnet50"])
 
 
 def test_old_power_sample_is_not_believed_but_its_age_is_known():
     power = {"coral1": PowerSample(0.0, 4.4), "hailo1": PowerSample(7.0, 5.5)}
     with virtual(power=power, settings={"power": {"max_age_s": 5.0}}) as cluster:
         cluster.advance_to(8.0)
-        coral, hailo = cluster.observe(make_task(arrival_s=8.0))
+        cluster.place(make_task(arrival_s=8.0), DEVICE, 0.0)
+    coral, hailo = (cluster.node(name).view for name in ("coral1", "hailo1"))
     assert (coral.power_w, coral.power_age_s) == (None, 8.0)
     assert (hailo.power_w, hailo.power_age_s) == (5.5, 1.0)
     assert coral.current_power_w == TWO.nodes["coral1"].busy_w

@@ -404,18 +404,24 @@ def checkout(tmp_path, monkeypatch):
     return git
 
 
+def commit_now():
+    """What a process that starts now would be told."""
+    git_commit.cache_clear()
+    return git_commit()
+
+
 def test_commit_of_a_checkout_says_whether_it_was_changed(checkout, tmp_path):
     checkout("init", "--quiet")
     (tmp_path / "file").write_text("1")
     checkout("add", "file")
     checkout("commit", "--quiet", "-m", "one")
     commit = checkout("rev-parse", "HEAD")
-    assert git_commit() == commit
+    assert commit_now() == commit
     (tmp_path / "results").write_text("not of the checkout")
-    assert git_commit() == commit
+    assert commit_now() == commit
     (tmp_path / "file").write_text("2")
-    assert git_commit() == f"{commit}+dirty"
+    assert commit_now() == f"{commit}+dirty"
 
 
 def test_there_is_no_commit_outside_git(checkout):
-    assert git_commit() is None
+    assert commit_now() is None
