@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scheduler.base_scheduler import BaseScheduler, Node, Task
-from scheduler.topsis_scheduler import best_by_closeness, criteria
+from scheduler.base_scheduler import Node, Task
+from scheduler.topsis_scheduler import Row, TopsisScheduler, criteria
 from settings import Settings
 
 
-class PowerAwareTopsisScheduler(BaseScheduler):
+class PowerAwareTopsisScheduler(TopsisScheduler):
     """Saves power while the cluster is calm and deadlines when it is busy.
 
     The weights go linearly from `weights_calm` to `weights_busy` with the mean busy fraction of the offered nodes; they stay at
@@ -31,10 +31,9 @@ class PowerAwareTopsisScheduler(BaseScheduler):
         busy = sum([node.busy_fraction for node in nodes]) / len(nodes)
         return tuple([calm + (full - calm) * busy for calm, full in zip(self._calm, self._busy, strict=True)])
 
-    def schedule(self, task: Task, nodes: Sequence[Node]) -> Node:
-        """The node closest to the ideal one."""
-        matrix = [criteria(task, node, node.current_power_w) for node in nodes]
-        return best_by_closeness(nodes, matrix, self.weights(nodes))
+    def matrix(self, task: Task, nodes: Sequence[Node]) -> list[Row]:
+        """Decision matrix of `task` with the latest measured power, one row per node."""
+        return [criteria(task, node, node.current_power_w) for node in nodes]
 
 
 def _normalised(weights: tuple[float, ...]) -> tuple[float, ...]:

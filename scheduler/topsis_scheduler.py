@@ -7,7 +7,10 @@ benefit; columns are normalised by their Euclidean norm.
 import math
 from collections.abc import Sequence
 
-from scheduler.base_scheduler import BaseScheduler, Node, Task
+import numpy as np
+
+from scheduler.base_scheduler import BaseScheduler, Node, Task, earliest_completion
+from settings import Settings
 
 SHORTEST_DEADLINE_S = 1e-3
 """Divisor of the slack for a device that is about to leave, whose adapted deadline tends to 0."""
@@ -55,14 +58,13 @@ def best_by_closeness(nodes: Sequence[Node], matrix: Sequence[Row], weights: Seq
 
     Each node's score is left in `Node.closeness`.
     """
-    best = nodes[0]
-    best_key = (-math.inf, 0.0)
-    for node, score in zip(nodes, closeness(matrix, weights), strict=True):
+    scores = closeness(matrix, weights)
+    for node, score in zip(nodes, scores, strict=True):
         node.closeness = score
-        key = (score, -node.predicted_completion_s)
-        if key > best_key:
-            best, best_key = node, key
-    return best
+    highest = max(scores)
+    if scores.count(highest) == 1:
+        return nodes[scores.index(highest)]
+    return earliest_completion([node for node, score in zip(nodes, scores, strict=True) if score == highest])
 
 
 def criteria(task: Task, node: Node, power_w: float) -> Row:
@@ -78,9 +80,20 @@ def criteria(task: Task, node: Node, power_w: float) -> Row:
 
 
 class TopsisScheduler(BaseScheduler):
-    """TOPSIS with fixed weights and the profile's busy power."""
+    """TOPSIS with fixed weights and the profile's busy power; a policy with other weights or another matrix derives from it."""
+
+    def __init__(self, settings: Settings, rng: np.random.Generator) -> None:
+        super().__init__(settings, rng)
+        self._weights = settings.topsis.weights.as_tuple()
+
+    def weights(self, nodes: Sequence[Node]) -> tuple[float, ...]:
+        """Weights of slack, performance, power and load for a decision among `nodes`; only their ratios matter."""
+        return self._weights
+
+    def matrix(self, task: Task, nodes: Sequence[Node]) -> list[Row]:
+        """Decision matrix of `task`, one row per node."""
+        return [criteria(task, node, node.busy_w) for node in nodes]
 
     def schedule(self, task: Task, nodes: Sequence[Node]) -> Node:
         """The node closest to the ideal one."""
-        matrix = [criteria(task, node, node.busy_w) for node in nodes]
-        return best_by_closeness(nodes, matrix, self.settings.topsis.weights.as_tuple())
+        return best_by_closeness(nodes, self.matrix(task, nodes), self.weights(nodes))
