@@ -151,6 +151,7 @@ class Run(Generic[AnyCluster]):
         node_names: the nodes of the cluster.
         make_cluster: makes the cluster.
         folder: where the files go.
+        flush_interval_s: how long rows of the files may wait in memory, seconds; None where no clock runs meanwhile.
 
     Raises:
         UsageError: a file cannot be made, or a worker's address is wrong.
@@ -165,6 +166,7 @@ class Run(Generic[AnyCluster]):
         node_names: Sequence[str],
         make_cluster: MakeCluster[AnyCluster],
         folder: RunFolder,
+        flush_interval_s: float | None = 0.1,
     ) -> None:
         self._settings = settings
         self._scenario = scenario
@@ -181,7 +183,7 @@ class Run(Generic[AnyCluster]):
         self.monitor = SloMonitor(lambda row: self._files.append(folder.violations, row))
         self.cluster = make_cluster(self._record, self._collector.decided)
         try:
-            self._files = RowFiles(folder.columns(node_names, VIOLATION_COLUMNS), self._disk_failed)
+            self._files = RowFiles(folder.columns(node_names, VIOLATION_COLUMNS), self._disk_failed, flush_interval_s)
         except OSError as error:
             raise write_failure(f"--output: {folder.path} cannot be written", error) from None
 
@@ -339,7 +341,7 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignal) -> int:
         if kind == "simulated":
             names = list(profile.nodes)
             simulated = partial(SimulatedCluster, profile, names, settings, scheduler)
-            virtual = Run(settings, scenario, kind, profile, names, simulated, folder)
+            virtual = Run(settings, scenario, kind, profile, names, simulated, folder, flush_interval_s=None)
             stop.tell(virtual.cluster.stop)
             summary = virtual.measure(measured_in_virtual_time)
         else:

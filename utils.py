@@ -221,26 +221,27 @@ def git_commit() -> str | None:
 
 
 class RowFiles:
-    """CSV files that grow by a row at a time, written by one background thread.
+    """CSV files that grow by a row at a time.
 
-    The threads that produce rows only append to a queue: formatting and disk stay off the dispatch path. Rows reach the disk
-    within `flush_interval_s`. The first write error is kept in `error`, told to `on_error`, and ends all writing.
+    In the background one thread writes: those that produce rows only append to a queue, so that formatting and disk stay off
+    the dispatch path, and rows reach the disk within `flush_interval_s`. Without it, where no clock runs meanwhile, whoever
+    appends writes, a few thousand rows at a time. The first write error is kept in `error`, told to `on_error`, and ends all
+    writing.
 
     Args:
         headers: column names of each file, by path.
-        on_error: called once, from the writing thread.
-        flush_interval_s: longest time a row waits in memory, in seconds.
+        on_error: called once, from the thread that writes.
+        flush_interval_s: longest time a row waits in memory, in seconds; None to write without a thread.
 
     Raises:
         OSError: a file cannot be created.
     """
 
     def __init__(
-        self, headers: dict[Path, Sequence[str]], on_error: Callable[[OSError], None], flush_interval_s: float = 0.1
+        self, headers: dict[Path, Sequence[str]], on_error: Callable[[OSError], None], flush_interval_s: float | None = 0.1
     ) -> None:
         self.error: OSError | None = None
         self._on_error = on_error
-        self._interval_s = flush_interval_s
         self._rows: deque[tuple[Path, Sequence[object]]] = deque()
         with ExitStack() as opened:
             self._files: dict[Path, IO[str]] = {
@@ -250,49 +251,60 @@ class RowFiles:
         self._writers = {path: csv.writer(file, lineterminator="\n") for path, file in self._files.items()}
         self._closing = threading.Event()
         for path, header in headers.items():
-            self.append(path, header)
-        self._thread = threading.Thread(target=self._run, name="row-writer", daemon=True)
-        self._thread.start()
+            self._rows.append((path, header))
+        self._thread = None
+        if flush_interval_s is not None:
+            self._thread = threading.Thread(target=self._run, args=(flush_interval_s,), name="row-writer", daemon=True)
+            self._thread.start()
 
     def append(self, path: Path, row: Sequence[object]) -> None:
         """Queue a row for `path`; None becomes an empty field, a bool true or false."""
         self._rows.append((path, row))
+        if self._thread is None and len(self._rows) >= _ROWS_AT_ONCE:
+            self._write_queued()
 
     def close(self) -> None:
         """Write what is left and close the files; safe to call twice."""
         self._closing.set()
-        self._thread.join()
+        if self._thread:
+            self._thread.join()
+        else:
+            self._finish()
 
-    def _run(self) -> None:
-        try:
-            while not self._closing.wait(self._interval_s):
-                self._write_queued()
+    def _run(self, interval_s: float) -> None:
+        while not self._closing.wait(interval_s) and not self.error:
             self._write_queued()
-            for file in self._files.values():
+        self._finish()
+
+    def _finish(self) -> None:
+        self._write_queued()
+        for file in self._files.values():
+            try:
                 file.close()
-        except OSError as error:
+            except OSError as error:
+                self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        if self.error is None:
             self.error = error
             self._on_error(error)
-            for file in self._files.values():
-                _close_quietly(file)
 
     def _write_queued(self) -> None:
-        touched: set[Path] = set()
-        for _ in range(len(self._rows)):
-            path, row = self._rows.popleft()
-            self._writers[path].writerow([_BOOL_TEXT[value] if isinstance(value, bool) else value for value in row])
-            touched.add(path)
-            time.sleep(0)  # between two rows, whoever waits for the interpreter gets it at once
-        for path in touched:
-            self._files[path].flush()
+        """Write what is queued; after an error, drop it."""
+        try:
+            touched: set[Path] = set()
+            for _ in range(len(self._rows)):
+                path, row = self._rows.popleft()
+                if self.error is None:
+                    self._writers[path].writerow([_BOOL_TEXT[value] if isinstance(value, bool) else value for value in row])
+                    touched.add(path)
+                if self._thread:
+                    time.sleep(0)  # between two rows, whoever waits for the interpreter gets it at once
+            for path in touched:
+                self._files[path].flush()
+        except OSError as error:
+            self._failed(error)
 
 
+_ROWS_AT_ONCE = 4096
 _BOOL_TEXT = {True: "true", False: "false"}
-
-
-def _close_quietly(file: IO[str]) -> None:
-    """Close a file whose disk is full: its buffer cannot be flushed, and the first error has already been kept."""
-    try:
-        file.close()
-    except OSError as error:
-        logger.debug("closing %s: %s", file.name, error)

@@ -214,15 +214,27 @@ def unexpected(error: OSError) -> None:
     pytest.fail(f"a write failed: {error}")
 
 
-def test_rows_stand_in_order_under_their_header(tmp_path):
+@pytest.mark.parametrize("flush_interval_s", [0.001, None])
+def test_rows_stand_in_order_under_their_header(tmp_path, flush_interval_s):
     one, two = tmp_path / "one.csv", tmp_path / "two.csv"
-    files = RowFiles({one: ("a", "b"), two: ("c",)}, unexpected)
-    for number in range(1000):
+    files = RowFiles({one: ("a", "b"), two: ("c",)}, unexpected, flush_interval_s)
+    for number in range(5000):
         files.append(one, (number, number / 10))
         files.append(two, (-number,))
     files.close()
-    assert one.read_bytes() == b"a,b\n" + b"".join(b"%d,%r\n" % (n, n / 10) for n in range(1000))
-    assert two.read_text().split() == ["c", *(str(-n) for n in range(1000))]
+    assert one.read_bytes() == b"a,b\n" + b"".join(b"%d,%r\n" % (n, n / 10) for n in range(5000))
+    assert two.read_text().split() == ["c", *(str(-n) for n in range(5000))]
+
+
+def test_without_a_thread_rows_are_written_as_they_pile_up(tmp_path):
+    path, before = tmp_path / "rows.csv", threading.active_count()
+    files = RowFiles({path: ("a",)}, unexpected, flush_interval_s=None)
+    for number in range(10_000):
+        files.append(path, (number,))
+    assert threading.active_count() == before
+    assert len(path.read_text().splitlines()) > 5_000
+    files.close()
+    assert len(path.read_text().splitlines()) == 10_001
 
 
 def test_values_are_written_as_the_files_of_a_run_need_them(tmp_path):
@@ -279,6 +291,17 @@ def test_closing_twice_is_harmless(tmp_path):
     files.close()
     files.close()
     assert files.error is None
+
+
+@needs_full_disk
+def test_full_disk_is_told_once_without_a_thread_too(tmp_path):
+    told: list[OSError] = []
+    files = RowFiles({tmp_path / "other.csv": ("a",), FULL_DISK: ("b",)}, told.append, flush_interval_s=None)
+    for _ in range(20_000):
+        files.append(FULL_DISK, (1,))
+    assert [error.errno for error in told] == [errno.ENOSPC]  # known long before the end
+    files.close()
+    assert len(told) == 1 and files.error is told[0]
 
 
 @needs_full_disk
