@@ -73,6 +73,7 @@ class Cluster(ABC):
             for name, figures in ((name, profile.nodes[name]) for name in node_names)
         ]
         self._state_of = {state.name: state for state in self.nodes}
+        self._serving: dict[str, tuple[list[NodeState], tuple[Node, ...]]] = {}
         self._fastest_first = {
             model: sorted(
                 (state for state in self.nodes if model in profile.service_time_s(state.name)),
@@ -152,15 +153,23 @@ class Cluster(ABC):
         self._open[request] = None
         self._place(request)
 
-    def _serving(self, model: str) -> list[NodeState]:
-        """The healthy nodes that serve `model`, in the cluster's order."""
-        return [state for state in self.nodes if model in state.offers]
+    def _came_up(self, state: NodeState, models: frozenset[str]) -> None:
+        """The node is up and has these models. Hold the lock."""
+        state.bring_in(models)
+        self._serving.clear()
 
-    def _filled(self, states: Sequence[NodeState], task: Task) -> list[Node]:
-        """The views of the nodes with all that may be known of them now, for a decision about `task`."""
+    def _views_serving(self, model: str) -> tuple[list[NodeState], tuple[Node, ...]]:
+        """The healthy nodes that serve `model`, in the cluster's order, and their views."""
+        serving = self._serving.get(model)
+        if serving is None:
+            states = [state for state in self.nodes if model in state.offers]
+            serving = self._serving[model] = states, tuple(state.view for state in states)
+        return serving
+
+    def _fill(self, states: Sequence[NodeState], task: Task) -> None:
+        """Fill the views of the nodes with all that may be known of them now, for a decision about `task`."""
         now_s, clock_s = self.now_s(), self.clock()
         power, max_age_s, margin = self._power, self._settings.power.max_age_s, self._settings.safety_margin
-        nodes = []
         for state in states:
             node = state.fill(task, now_s, margin)
             sample = power.get(state.name)
@@ -170,18 +179,18 @@ class Cluster(ABC):
                 sampled_s, power_w, _ = sample
                 node.power_age_s = age_s = clock_s - sampled_s
                 node.power_w = power_w if age_s <= max_age_s else None
-            nodes.append(node)
-        return nodes
 
-    def _offered(self, request: Request) -> list[Node]:
+    def _offered(self, request: Request) -> Sequence[Node]:
         """The nodes that may serve `request` now, filled unless nobody would look at them."""
         task, tried = request.task, request.tried
-        serving = self._serving(task.model_name)
+        states, views = self._views_serving(task.model_name)
         if tried:
-            serving = [state for state in serving if state.name not in tried]
+            states = [state for state in states if state.name not in tried]
+            views = tuple(state.view for state in states)
         if self._on_decision is None and not self._scheduler.looks_at_nodes:
-            return [state.view for state in serving]
-        return self._filled(serving, task)
+            return views
+        self._fill(states, task)
+        return views
 
     def _place(self, request: Request) -> None:
         task = request.task
@@ -199,10 +208,10 @@ class Cluster(ABC):
             self._policy_failed(request, f"raised {type(error).__name__}: {error} at {at.filename}:{at.lineno}")
             return
         duration_s = perf_counter() - started if self.measures_decisions else None
-        if not any([node is chosen for node in offered]):
+        state = self._state_of.get(getattr(chosen, "name", ""))
+        if state is None or state.view is not chosen or state.name in request.tried or task.model_name not in state.offers:
             self._policy_failed(request, f"returned {chosen!r}, which is none of the nodes it was offered")
             return
-        state = self._state_of[chosen.name]
         request.attempts += 1
         request.node_name = state.name
         request.start_time_s = None
@@ -242,6 +251,7 @@ class Cluster(ABC):
     def _take_out(self, state: NodeState, reason: str) -> None:
         """The node does not answer: offer it no more, and place what waits for it elsewhere. Hold the lock."""
         state.take_out()
+        self._serving.clear()
         for request in state.take_all_waiting():
             request.error = f"{state.name} is out: {reason}"
             self._retry_or_fail(state, request, retry=True)

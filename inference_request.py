@@ -281,7 +281,7 @@ class HttpCluster(WallClockCluster):
             return  # the node went out after it was asked
         self._binary[node.name] = health.binary
         was_up = node.up
-        node.bring_in(health.models)
+        self._came_up(node, health.models)
         if not was_up:
             self._faults_in_a_row[node.name] = 0
             since_s = self._down_since.pop(node.name, None)

@@ -128,7 +128,7 @@ class SimulatedCluster(Cluster):
     def __enter__(self) -> Self:
         """All nodes are up at once and serve what the profile says."""
         for node in self.nodes:
-            node.bring_in(frozenset(self._profile.service_time_s(node.name)))
+            self._came_up(node, frozenset(self._profile.service_time_s(node.name)))
             self._samples[node.name] = PowerSample(0.0, node.view.idle_w)
         self._sample_at(self._settings.power.poll_interval_s + self._settings.power.power_delay_s)
         return self

@@ -46,7 +46,7 @@ class InstantCluster(WallClockCluster):
     def __enter__(self) -> Self:
         """All nodes are up at once."""
         for node in self.nodes:
-            node.bring_in(frozenset(self._settings.models))
+            self._came_up(node, frozenset(self._settings.models))
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -168,7 +168,7 @@ class VirtualCluster(Cluster):
     def __enter__(self) -> Self:
         """Every node is up and serves what the profile says."""
         for node in self.nodes:
-            node.bring_in(frozenset(self._profile.service_time_s(node.name)))
+            self._came_up(node, frozenset(self._profile.service_time_s(node.name)))
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -216,7 +216,7 @@ class VirtualCluster(Cluster):
 
     def bring_in(self, name: str) -> None:
         """The node answers again."""
-        self.node(name).bring_in(self.node(name).view.models)
+        self._came_up(self.node(name), self.node(name).view.models)
 
     def _work_arrived(self, node: NodeState) -> None:
         while node.has_waiting and self._idle_connections[node.name]:
