@@ -36,6 +36,7 @@ from metric_collector import MetricCollector, RunFolder
 from mobility.mobility_manager import Mobility, MobilityManager
 from performance_profile import PerformanceProfile, load_profile
 from prometheus_collector import NodeMetricsSource, PrometheusCollector, PrometheusSource, require_url
+from report import write_run_report
 from run_figures import RunFacts
 from scheduler import create_scheduler
 from settings import Settings, load_settings, require_known_models
@@ -353,6 +354,8 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignal) -> int:
             stop.tell(one.cluster.stop)
             progress = nullcontext() if options.quiet else Progress(console, one.cluster, one.monitor, power, settings)
             summary = one.measure(WallClock(settings, power, nodes, progress, say).measured)
+    if not options.no_report:
+        write_run_report(folder.path)
     print_summary(console, summary, folder.path)
     return EXIT_INTERRUPTED if summary["interrupted"] else 0
 
@@ -400,6 +403,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=Path("results"), metavar="DIR", help="parent of the run's folder (results)"
     )
+    parser.add_argument("--no-report", action="store_true", help="write no report.html")
     parser.add_argument("--quiet", action="store_true", help="no progress display")
     return parser.parse_args(arguments)
 

@@ -1,10 +1,9 @@
-"""The cluster in virtual time: queueing theory, exact energy, stale power, the same files for the same seed."""
+"""The cluster in virtual time: as an independent model has it, exact energy, stale power, the same files for the same seed."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from deadline_adapter import DeadlineAdapter
@@ -16,53 +15,6 @@ from task import Outcome, PowerSample, TaskResult
 from task_generator import generate_trace
 from tests.helpers import DEVICE, FirstOffered, VirtualCluster, default_profile, default_settings, make_task, rng, small_profile
 from utils import random_stream
-
-MEAN_S = 0.1
-
-
-def waiting_times(load: float, services: np.ndarray, servers: int = 1) -> np.ndarray:
-    """Waiting times in one node of `servers` servers under Poisson arrivals, without overhead and with unlimited connections."""
-    n = len(services)
-    arrivals = np.cumsum(np.random.default_rng(11).exponential(MEAN_S / (load * servers), n))
-    settings = default_settings(requests={"connections_per_node": 64, "drain_timeout_s": 1e9}, deadline_adaptation=False)
-    results: list[TaskResult] = []
-    cluster = SimulatedCluster(
-        small_profile({"coral1": {"resnet50": MEAN_S * 1e3}}),
-        ["coral1"],
-        settings,
-        FirstOffered(settings, rng()),
-        results.append,
-        service_time=lambda node, task, noise: services[task.task_id],
-        servers=servers,
-    )
-    with cluster:
-        for number, arrival_s in enumerate(arrivals.tolist()):
-            cluster.advance_to(arrival_s)
-            cluster.place(make_task(number, arrival_s), DEVICE, 0.0)
-        cluster.drain()
-    by_id = sorted(results, key=lambda result: result.task.task_id)
-    return np.array([(result.response_time_s or 0.0) - services[result.task.task_id] for result in by_id])
-
-
-@pytest.mark.parametrize(("load", "tolerance"), [(0.5, 0.03), (0.8, 0.06)])
-def test_waiting_in_m_m_1_is_what_theory_says(load, tolerance):
-    # Kleinrock, "Queueing Systems", volume 1, 1975: W = rho / (1 - rho) times the mean service time.
-    services = np.random.default_rng(5).exponential(MEAN_S, 100_000)
-    assert waiting_times(load, services).mean() == pytest.approx(load / (1 - load) * MEAN_S, rel=tolerance)
-
-
-@pytest.mark.parametrize(("load", "tolerance"), [(0.5, 0.03), (0.8, 0.06)])
-def test_waiting_in_m_d_1_is_half_of_it(load, tolerance):
-    services = np.full(100_000, MEAN_S)
-    assert waiting_times(load, services).mean() == pytest.approx(load / (1 - load) * MEAN_S / 2, rel=tolerance)
-
-
-def test_waiting_in_m_m_2_follows_erlang_c():
-    # Erlang's C for two servers at load r each: 2 r^2 / (1 + r); W = C / (2 (1 - r)) times the mean service time.
-    load = 0.6
-    services = np.random.default_rng(6).exponential(MEAN_S, 100_000)
-    expected = (2 * load**2 / (1 + load)) / (2 * (1 - load)) * MEAN_S
-    assert waiting_times(load, services, servers=2).mean() == pytest.approx(expected, rel=0.05)
 
 
 def world(scheduler: str, discipline: str):
