@@ -20,6 +20,9 @@ from slo_monitor import verdict
 from task import Decision, Device, Outcome, PowerSample, Task, TaskResult
 from utils import HarnessError
 
+_ROUNDING_S = 1e-6
+"""More than rounding makes of the sum of what waits in a queue."""
+
 
 class Cluster(ABC):
     """Nodes, their queues and the scheduler that fills them.
@@ -141,9 +144,14 @@ class Cluster(ABC):
 
     def can_meet(self, task: Task, deadline_s: float) -> bool:
         """Whether a healthy node is predicted to answer `task` within `deadline_s` of its arrival, with margin. Hold the lock."""
-        now_s, margin = self.now_s(), self._settings.safety_margin
-        for state in self._fastest_first.get(task.model_name, ()):  # the first one's answer is mostly yes
-            if task.model_name in state.offers and state.predicted_completion_s(task, now_s, margin)[1] <= deadline_s:
+        now_s, margin, model = self.now_s(), self._settings.safety_margin, task.model_name
+        left_s = task.arrival_time_s + deadline_s - now_s + _ROUNDING_S
+        for state in self._fastest_first.get(model, ()):  # the first one's answer is mostly yes
+            if (
+                state.backlog_s <= left_s  # else no need to replay its queue
+                and model in state.offers
+                and state.predicted_completion_s(task, now_s, margin)[1] <= deadline_s
+            ):
                 return True
         return False
 

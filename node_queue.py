@@ -72,6 +72,9 @@ class NodeState:
         connections: requests that may be in flight at once.
         discipline: order of the queue: "fifo", or "edf", earliest absolute deadline first.
         busy_window_s: time constant of the busy fraction, seconds.
+
+    Attributes:
+        backlog_s: mean service of all that waits ahead of a new task, seconds; 0 in a queue by deadlines, where that depends.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class NodeState:
         self._busy = (0.0, 0.0)
         self._sequence = count()
         self._waiting: list[_Waiting] = []
+        self.backlog_s = 0.0
         self._in_flight: dict[Request, float] = {}
         self._accelerator_free_s = -math.inf
         self._tail: _Expected | None = None
@@ -135,12 +139,15 @@ class NodeState:
         else:
             entry = (0.0, 0, service_s, request)
             self._waiting.append(entry)
+            self.backlog_s += service_s
         if self._tail:  # valid only while all connections are busy, and then no request is sent before they are free
             self._tail = None if self._by_deadline else self._after_sending(self._tail, [entry], -math.inf)
 
     def take(self, now_s: float) -> Request:
         """The next request in service order, sent at `now_s`."""
-        _, _, _, request = self._waiting.pop(0)
+        _, _, service_s, request = self._waiting.pop(0)
+        if not self._by_deadline:
+            self.backlog_s = self.backlog_s - service_s if self._waiting else 0.0
         self._in_flight[request] = now_s
         self._tail = None
         return request
@@ -149,6 +156,7 @@ class NodeState:
         """Empty the queue, in service order; what is in flight stays."""
         requests = [request for _, _, _, request in self._waiting]
         self._waiting.clear()
+        self.backlog_s = 0.0
         self._tail = None
         return requests
 

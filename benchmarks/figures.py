@@ -15,8 +15,9 @@ class Figure(NamedTuple):
         name: what was measured.
         value: the figure.
         unit: its unit.
-        target: the most it may be; None where it only stands for comparison.
+        target: the most it may be, or the least; None where it only stands for comparison.
         beside: what it is compared with, as (name, value in the same unit).
+        at_least: whether the target is the least it may be.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Figure(NamedTuple):
     unit: str
     target: float | None = None
     beside: tuple[str, float] | None = None
+    at_least: bool = False
 
 
 def median_figure(name: str, values: Sequence[float], unit: str, target: float | None = None) -> Figure:
@@ -41,7 +43,7 @@ def print_table(groups: Sequence[Callable[[], Sequence[Figure]]]) -> None:
             table.add_row(
                 figure.name,
                 f"{figure.value:.4g} {figure.unit}",
-                "" if figure.target is None else f"≤ {figure.target:g}",
+                "" if figure.target is None else f"{'≥' if figure.at_least else '≤'} {figure.target:g}",
                 "" if figure.target is None else f"{figure.value / figure.target:.2f}",
                 beside,
                 f"{figure.value / figure.beside[1]:.2f}" if figure.beside else "",

@@ -347,6 +347,23 @@ def test_deadline_can_be_met_where_a_healthy_node_that_serves_the_model_is_predi
         assert not cluster.can_meet(make_task(), 1e9)
 
 
+@pytest.mark.parametrize("discipline", ["fifo", "edf"])
+def test_long_queues_give_the_same_answer_as_replaying_each(discipline):
+    rng = np.random.default_rng(5)
+    answers = []
+    with virtual(settings={"queue_discipline": discipline, "safety_margin": 0.1}) as cluster:
+        for number in range(400):
+            now_s = number * 0.05
+            cluster.advance_to(now_s)
+            deadline_s, model = float(rng.uniform(0.05, 3)), str(rng.choice(["resnet50", "vgg16"]))
+            task = make_task(number, arrival_s=now_s, deadline_s=deadline_s, model=model)
+            margins = [state.predicted_completion_s(task, now_s, 0.1)[1] for state in cluster.nodes if model in state.offers]
+            answers.append(cluster.can_meet(task, deadline_s))
+            assert answers[-1] == any(margin_s <= deadline_s for margin_s in margins)
+            cluster.place(task, DEVICE, 0.0)
+    assert 40 < sum(answers) < 360
+
+
 def predicted_with_margin_s(state):
     """By the design's formula for an idle node: overhead and mean service, and a tenth on top."""
     return 1.1 * (TWO.overhead_s(state.name) + TWO.service_time_s(state.name)["resnet50"])
