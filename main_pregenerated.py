@@ -15,7 +15,6 @@ if __name__ == "__main__":  # until main() has its own handlers: an end without 
 import argparse
 import itertools
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -23,11 +22,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, TypeVar
 
 from rich.console import Console
 
 from cluster import Cluster
+from command_line import EXIT_INTERRUPTED, OptionParser, StopSignal, exit_status, seconds, seed
 from console import Progress, print_summary
 from deadline_adapter import DeadlineAdapter
 from emulated_nodes import EmulatedNodes
@@ -44,12 +44,12 @@ from simulated_cluster import SimulatedCluster
 from slo_monitor import VIOLATION_COLUMNS, SloMonitor
 from task import Arrival, Decision, Outcome, TaskResult
 from task_generator import Trace, generate_trace, load_trace, recorded_mobility, save_trace, scenario_sha256
-from utils import HarnessError, Interrupted, RowFiles, UsageError, random_stream, write_failure, write_json_atomically
+from utils import HarnessError, RowFiles, UsageError, random_stream, write_failure, write_json_atomically
 
 logger = logging.getLogger(__name__)
 
+PROGRAM = "main_pregenerated.py"
 DEFAULT_PROMETHEUS_URL = "http://127.0.0.1:30090"
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def run_experiment(trace: Trace, cluster: Cluster, adapter: DeadlineAdapter, record: Callable[[TaskResult], None]) -> None:
@@ -108,30 +108,6 @@ def build_scenario(settings: Settings, trace_file: Path | None, duration_s: floa
         raise UsageError(f"--duration: {trace_file} holds no task before {duration_s:g} s")
     settings = settings.replace(duration_s=trace.duration_s)
     return settings, Scenario(trace, recorded_mobility(settings, trace), sorted(set(trace.device_id.tolist())))
-
-
-class StopSignal:
-    """Turns SIGINT and SIGTERM into a wish that is looked at where stopping is safe."""
-
-    def __init__(self) -> None:
-        self.received = False
-        self._tell: Callable[[], None] | None = None
-
-    def install(self) -> None:
-        """Take over both signals."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
-
-    def tell(self, stop: Callable[[], None]) -> None:
-        """Call `stop`, from the signal handler, when the wish comes; at once if it has come."""
-        self._tell = stop
-        if self.received:
-            stop()
-
-    def _on_signal(self, number: int, frame: object) -> None:
-        self.received = True
-        if self._tell:
-            self._tell()
 
 
 AnyCluster = TypeVar("AnyCluster", bound=Cluster)
@@ -373,23 +349,16 @@ def _power_poller(
     return PrometheusCollector(source, names, interval_s, source.host_metrics if settings.power.host_metrics else None)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message.removeprefix("argument "))
-
-
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, parsed.
 
     Raises:
         UsageError: an option is unknown or has a value that it cannot have.
     """
-    parser = _Parser(prog="main_pregenerated.py", description="Run one experiment and write its files.", allow_abbrev=False)
+    parser = OptionParser(PROGRAM, "Run one experiment and write its files.")
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings that differ from config/experiment.yaml")
-    parser.add_argument("--duration", type=_seconds, metavar="S", help="length of the load in seconds (600, or the trace's)")
-    parser.add_argument("--seed", type=_seed, metavar="N", help="seed of everything random (42)")
+    parser.add_argument("--duration", type=seconds, metavar="S", help="length of the load in seconds (600, or the trace's)")
+    parser.add_argument("--seed", type=seed, metavar="N", help="seed of everything random (42)")
     parser.add_argument("--scheduler", metavar="NAME", help="policy, or package.module:Class (power_aware_topsis)")
     parser.add_argument(
         "--cluster",
@@ -408,22 +377,6 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected seconds above 0, found {text!r}")
-    return value
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**64:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2^64 - 1, found {text!r}")
-    return int(text)
-
-
 def _settings_of(options: argparse.Namespace) -> Settings:
     settings = load_settings(options.config)
     given = {"duration_s": options.duration, "seed": options.seed, "scheduler": options.scheduler}
@@ -435,17 +388,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     stop = StopSignal()
     stop.install()
-    try:
-        return run(parse_options(arguments), Console(), stop)
-    except UsageError as error:
-        print(f"main_pregenerated.py: {error}", file=sys.stderr)
-        return EXIT_USAGE
-    except Interrupted as error:
-        print(f"main_pregenerated.py: {error}", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except HarnessError as error:
-        print(f"main_pregenerated.py: {error}", file=sys.stderr)
-        return EXIT_FAILED
+    return exit_status(PROGRAM, lambda: run(parse_options(arguments), Console(), stop))
 
 
 if __name__ == "__main__":

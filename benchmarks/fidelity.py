@@ -23,6 +23,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from command_line import exit_status, positive
 from deadline_adapter import DeadlineAdapter
 from main_pregenerated import build_scenario, run_experiment
 from performance_profile import PerformanceProfile, load_profile
@@ -32,7 +33,7 @@ from settings import Settings, load_settings
 from simulated_cluster import SimulatedCluster
 from task import DISPATCHED, TaskResult
 from task_generator import Names, Trace, save_trace
-from utils import PROJECT_ROOT, HarnessError, UsageError, random_stream
+from utils import PROJECT_ROOT, HarnessError, random_stream
 
 ALL = "all nodes"
 BUSY = "busy"
@@ -437,13 +438,7 @@ def measure(settings: Settings, loads: Sequence[float | str], repeats: int, cons
 def _load(text: str) -> float | str:
     if text.strip() == BUSY:
         return BUSY
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected multiples of the default load above 0, or {BUSY!r}, found {text!r}")
-    return value
+    return positive(text, f"multiples of the default load above 0, or {BUSY!r}")
 
 
 def _loads(text: str) -> list[float | str]:
@@ -472,14 +467,14 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     options = parse_options(arguments)
-    try:
+
+    def run() -> int:
         settings = load_settings().replace(duration_s=options.seconds, scheduler=options.scheduler)
         create_scheduler(settings.scheduler, settings, random_stream(settings.seed, "policy"))  # a wrong name is said at once
         measure(settings, options.loads, options.repeats, Console(width=150))
-    except HarnessError as error:
-        print(f"benchmarks.fidelity: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    return 0
+        return 0
+
+    return exit_status("benchmarks.fidelity", run)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,8 @@ import sys
 import pandas as pd
 import pytest
 
-import compare_schedulers
-import sweep
 from compare_schedulers import main, parse_options
+from sweep import cells, record, store, workers
 from tests.helpers import eventually
 from utils import PROJECT_ROOT
 
@@ -238,7 +237,7 @@ def test_policy_of_ones_own_is_compared_and_its_change_is_drift(compare, tmp_pat
     assert compare(*options)[0] == 0
     folder = next((tmp_path / "comparisons").iterdir())
     assert set(pd.read_csv(folder / "cells.csv")["scheduler"]) == {"policy_of_test:Last"}
-    sweep.policy_hash.cache_clear()
+    cells.policy_hash.cache_clear()
     (tmp_path / "policy_of_test.py").write_text(OWN_POLICY.format(breaks_after=5))
     status, _, err = compare(resume=folder)
     assert status == 2 and "a policy changed since" in one_line(err) and "policy_of_test:Last" in err
@@ -269,7 +268,7 @@ def test_full_disk_ends_the_comparison_in_one_line(compare, monkeypatch):
     def full(path, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(sweep, "write_json_atomically", full)
+    monkeypatch.setattr(store, "write_json_atomically", full)
     status, _, err = compare(*FEW)
     assert status == 1
     assert "No space left on device" in one_line(err)
@@ -282,7 +281,7 @@ def test_finished_comparison_is_not_run_again_and_gives_the_same_tables(compare,
     before = content_of(folder)
     for name in TABLES:
         (folder / f"{name}.csv").unlink()
-    monkeypatch.setattr(sweep, "run_cell", lambda cell: pytest.fail("a finished cell was run again"))
+    monkeypatch.setattr(workers, "run_cell", lambda cell: pytest.fail("a finished cell was run again"))
     assert compare(resume=folder)[0] == 0
     assert content_of(folder) == before
 
@@ -343,15 +342,15 @@ def test_profile_that_changed_is_refused_by_name(compare, folder, tmp_path):
 
 
 def test_source_code_that_changed_is_refused_by_name(compare, folder, monkeypatch):
-    changed = {**sweep.source_hashes(), "cluster.py": "0" * 64}
-    monkeypatch.setattr(compare_schedulers, "source_hashes", lambda: changed)
+    changed = {**cells.source_hashes(), "cluster.py": "0" * 64}
+    monkeypatch.setattr(record, "source_hashes", lambda: changed)
     status, _, err = compare(resume=folder)
     assert status == 2 and "the source code changed since" in one_line(err) and "cluster.py" in err
 
 
 def test_package_that_changed_is_refused_by_name(compare, folder, monkeypatch):
-    versions = {**sweep.package_versions(), "numpy": "0.1"}
-    monkeypatch.setattr(compare_schedulers, "package_versions", lambda: versions)
+    versions = {**cells.package_versions(), "numpy": "0.1"}
+    monkeypatch.setattr(record, "package_versions", lambda: versions)
     status, _, err = compare(resume=folder)
     assert status == 2 and "numpy: found 0.1" in one_line(err)
 

@@ -13,7 +13,7 @@ from rich.console import Console
 import main_pregenerated
 from console import print_summary
 from inference_request import WORKERS
-from main_pregenerated import StopSignal, build_scenario, choose_cluster, main, parse_options
+from main_pregenerated import build_scenario, choose_cluster, main, parse_options
 from metric_collector import DEVICE_COLUMNS, RESULT_COLUMNS, RunFolder, decision_columns
 from slo_monitor import VIOLATION_COLUMNS
 from task_generator import save_trace, scenario_sha256
@@ -278,22 +278,12 @@ def test_defaults_are_those_of_the_design():
         save_trace=None,
         prometheus_url=None,
         output=options.output,
+        no_report=False,
         quiet=False,
     )
     assert str(options.output) == "results"
     settings = default_settings()
     assert (settings.duration_s, settings.scheduler) == (600.0, "power_aware_topsis")
-
-
-def test_stop_signal_is_kept_until_somebody_listens():
-    stop, heard = StopSignal(), []
-    stop.install()
-    signal.raise_signal(signal.SIGINT)
-    assert stop.received
-    stop.tell(lambda: heard.append("stop"))
-    assert heard == ["stop"]
-    signal.raise_signal(signal.SIGTERM)
-    assert heard == ["stop", "stop"]
 
 
 def test_summary_on_the_terminal_shows_reasons_as_they_stand():

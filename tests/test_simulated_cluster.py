@@ -84,9 +84,8 @@ def test_accelerator_counts_only_the_busy_seconds_that_have_passed():
 def test_same_seed_gives_the_same_files_to_the_byte(tmp_path):
     contents = []
     for name in ("first", "second"):
-        options = ["--cluster", "simulated", "--duration", "30", "--seed", "5", "--quiet", "--output", str(tmp_path / name)]
-        assert main(options) == 0
-        (folder,) = (tmp_path / name).iterdir()
+        folder = _simulated_run(tmp_path / name, "--duration", "30", "--no-report")
+        assert {path.suffix for path in folder.iterdir()} == {".csv", ".json"}
         csv = {path.name.replace(folder.name, "ID"): path.read_bytes() for path in folder.glob("*.csv")}
         contents.append((csv, _summary(folder)))
     assert contents[0] == contents[1]
@@ -94,6 +93,19 @@ def test_same_seed_gives_the_same_files_to_the_byte(tmp_path):
     assert summary["cluster"] == "simulated" and summary["valid"] and summary["decision_duration_s"] is None
     assert summary["dispatch_lag_s"]["max"] == 0
     assert summary["tasks"]["generated"] == sum(summary["tasks"][outcome] for outcome in Outcome)
+
+
+def test_report_stands_beside_the_results(tmp_path):
+    folder = _simulated_run(tmp_path, "--duration", "5")
+    assert folder.name in (folder / "report.html").read_text(encoding="utf-8")
+    assert list((folder / "figures").glob("*.svg")) and list((folder / "tables").glob("*.csv"))
+
+
+def _simulated_run(output: Path, *options: str) -> Path:
+    """The folder of a run with seed 5."""
+    assert main(["--cluster", "simulated", "--seed", "5", "--quiet", *options, "--output", str(output)]) == 0
+    (folder,) = output.iterdir()
+    return folder
 
 
 def _summary(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""What a comparison of scheduling policies comes to: tables and sentences from cells, by pure functions."""

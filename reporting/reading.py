@@ -1,0 +1,91 @@
+"""Reading what a run or a comparison left in its folder, old or damaged as it may be."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from utils import UsageError
+
+TEXT_COLUMNS = (
+    "scheduler",
+    "queue_discipline",
+    "metric",
+    "without",
+    "text",
+    "scenario_sha256",
+    "device_type",
+    "model_name",
+    "slo_class",
+    "assigned_node",
+    "outcome",
+    "error",
+)
+FLAG_COLUMNS = ("met_fixed_deadline", "met_base_deadline", "delivered", "on_front")
+_FLAGS = {"true": 1.0, "false": 0.0, True: 1.0, False: 0.0}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        UsageError: the file cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """The columns of a CSV file, empty where the file or the column is missing: numbers as floats, true and false as 1 and 0."""
+    table = _rows_of(path, columns).reindex(columns=list(columns))
+    for name in columns:
+        if name in TEXT_COLUMNS:
+            table[name] = table[name].fillna("").astype(str)
+            continue
+        if name in FLAG_COLUMNS and table[name].dtype == object:
+            table[name] = table[name].map(_FLAGS)
+        table[name] = pd.to_numeric(table[name], errors="coerce").astype(float)
+    return table
+
+
+def _rows_of(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE):  # a row that was cut short may have left a quotation mark open
+        try:
+            return pd.read_csv(
+                path,
+                usecols=lambda name: name in columns,
+                dtype={name: str for name in TEXT_COLUMNS},
+                keep_default_na=False,
+                na_values=[""],
+                low_memory=False,
+                on_bad_lines="skip",
+                quoting=quoting,
+            )
+        except pd.errors.ParserError:
+            continue
+        except (OSError, ValueError):  # missing, empty, or not UTF-8
+            break
+    return pd.DataFrame()
+
+
+def header_of(path: Path) -> list[str]:
+    """Names of the columns of a CSV file; none where it cannot be read."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.readline().strip().split(",")
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def mapping_at(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The mapping at a key, empty where there is none."""
+    found = content.get(key)
+    return found if isinstance(found, Mapping) else {}

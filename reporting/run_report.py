@@ -1,0 +1,272 @@
+"""The page of one run."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from performance_profile import PerformanceProfile, load_profile
+from reporting import run_plots as plots
+from reporting.page import Page
+from reporting.reading import header_of, mapping_at, read_json, read_table
+from run_figures import percentiles
+from utils import UsageError
+
+DISPATCHED = ("on_time", "late", "failed")
+MOST_NODES = 12
+"""Nodes that a figure of one run shows; the busiest where there are more."""
+
+_RESULT_COLUMNS = (
+    "device_x_m",
+    "device_y_m",
+    "model_name",
+    "slo_class",
+    "arrival_time_s",
+    "assigned_node",
+    "response_time_s",
+    "outcome",
+    "met_fixed_deadline",
+    "error",
+)
+_DEVICE_COLUMNS = ("device_type", "final_x_m", "final_y_m")
+_VIOLATION_COLUMNS = ("slo_class", "model_name", "outcome", "excess_s")
+
+
+def write_page(folder: Path, output: Path, png: bool) -> Path:
+    """Make the report of the run in `folder`; the path of its page.
+
+    Raises:
+        UsageError: the folder holds no readable summary, or the output cannot be written.
+        HarnessError: the disk is full.
+    """
+    summary = _summary_of(folder)
+    page, run = Page(output, png), _read_run(folder, summary)
+    _draw_figures(run, page)
+    _add_tables(run, page)
+    profile = _profile_of(run)
+    if profile:
+        _add_profile(profile, page)
+    return page.write("run.html", summary=summary, run=run, profile=profile)
+
+
+def _summary_of(folder: Path) -> dict[str, Any]:
+    found = sorted(folder.glob("experiment_summary_*.json"))
+    if len(found) != 1:
+        kinds = "experiment_summary_<id>.json of a run or comparison.json of a comparison"
+        raise UsageError(f"{folder}: expected one {kinds}, found {len(found) or 'neither'}")
+    return read_json(found[0])
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What a run left in its folder."""
+
+    summary: Mapping[str, Any]
+    tasks: pd.DataFrame
+    decisions: pd.DataFrame
+    devices: pd.DataFrame
+    violations: pd.DataFrame
+    nodes: list[str]
+    """All nodes."""
+    shown: list[str]
+    """Those that the figures show."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return mapping_at(self.summary, "settings")
+
+    @property
+    def dispatched(self) -> pd.DataFrame:
+        return self.tasks[self.tasks["outcome"].isin(DISPATCHED)]
+
+    @property
+    def duration_s(self) -> float:
+        duration_s = self.settings.get("duration_s") or self.tasks["arrival_time_s"].max()
+        return float(duration_s) if duration_s == duration_s and duration_s else 1.0
+
+    @property
+    def idle_w(self) -> dict[str, float]:
+        return {node: float(idle_w) for node, idle_w in mapping_at(self.summary, "idle_w").items() if idle_w is not None}
+
+    def deadlines_s(self) -> dict[str, tuple[float, float]]:
+        """Least and greatest base deadline by SLO class."""
+        classes = mapping_at(self.settings, "slo_classes")
+        return {name: tuple(one["base_deadline_s"]) for name, one in classes.items() if one.get("base_deadline_s")}
+
+
+def _read_run(folder: Path, summary: Mapping[str, Any]) -> _Run:
+    tasks = read_table(folder / "master_inference_results.csv", _RESULT_COLUMNS)
+    tasks = tasks[tasks["arrival_time_s"].notna()]  # a row that was cut short
+    decisions = _one_of(folder, "scheduling_decisions_*.csv")
+    offered = [name.removeprefix("queue_depth_") for name in header_of(decisions) if name.startswith("queue_depth_")]
+    served = tasks["assigned_node"][tasks["assigned_node"] != ""].value_counts()
+    nodes = offered or list(mapping_at(summary, "utilisation")) or list(served.index)
+    busiest = sorted(nodes, key=lambda node: -int(served.get(node, 0)))[:MOST_NODES]
+    shown = [node for node in nodes if node in busiest]
+    columns = [f"{kind}_{node}" for node in shown for kind in ("queue_depth", "power_w")]
+    return _Run(
+        summary,
+        tasks,
+        read_table(decisions, ["decision_time_s", *columns]),
+        read_table(_one_of(folder, "devices_*.csv"), _DEVICE_COLUMNS),
+        read_table(_one_of(folder, "slo_violations_*.csv"), _VIOLATION_COLUMNS),
+        nodes,
+        shown,
+    )
+
+
+def _one_of(folder: Path, pattern: str) -> Path:
+    """The file of that kind; a name that does not exist where there is none."""
+    return next(iter(sorted(folder.glob(pattern))), folder / pattern)
+
+
+def _draw_figures(run: _Run, page: Page) -> None:
+    energy, busy = _energy_by_node(run), mapping_at(run.summary, "utilisation")
+    area = mapping_at(run.settings, "devices")
+    by_minute = pd.DataFrame(run.summary.get("by_minute") or []).reindex(columns=["minute", "in_cell_share"]).astype(float)
+    figures = {
+        "outcomes": lambda: plots.outcomes_over_time(run.tasks, by_minute.dropna(), run.duration_s),
+        "response_times": lambda: plots.response_time_cdf(run.dispatched, run.deadlines_s()),
+        "queue_depth": lambda: plots.queue_depth(run.decisions, run.shown, run.duration_s),
+        "power": lambda: plots.power(run.decisions, run.shown, run.duration_s, run.idle_w),
+        "nodes": lambda: plots.work_by_node(run.dispatched, run.shown, busy),
+        "energy": lambda: plots.energy_by_node(energy[energy["node"].isin(run.shown)]),
+        "map": lambda: plots.device_map(run.tasks, run.devices, area["area_side_m"], area["cell_radius_m"]),
+    }
+    missing = _missing(run, energy, area)
+    for name, draw in figures.items():
+        page.figure(name, missing[name], draw)
+
+
+def _missing(run: _Run, energy: pd.DataFrame, area: Mapping[str, Any]) -> dict[str, str]:
+    """Why a figure cannot be drawn, by its name; '' where it can."""
+
+    def unless(known: Any, reason: str) -> str:
+        return "" if known else reason
+
+    def seen(kind: str) -> bool:
+        return bool(run.decisions[[name for name in run.decisions if name.startswith(kind)]].notna().any(axis=None))
+
+    no_tasks = unless(len(run.tasks), "master_inference_results.csv holds no task")
+    no_dispatched = no_tasks or unless(len(run.dispatched), "no task was dispatched to its end")
+    no_decisions = unless(seen("queue_depth_"), "the file of decisions holds none")
+    no_positions = no_tasks or unless(run.tasks["device_x_m"].notna().any(), "no positions are known")
+    return {
+        "outcomes": no_tasks,
+        "response_times": no_dispatched,
+        "queue_depth": no_decisions,
+        "power": no_decisions or unless(seen("power_w_"), "no power was measured"),
+        "nodes": no_dispatched or unless(run.shown, "no node is known"),
+        "energy": unless(len(energy) and energy["above_idle_j"].notna().any(), "no energy by node is known"),
+        "map": no_positions or unless(area.get("area_side_m") and area.get("cell_radius_m"), "the settings name no area"),
+    }
+
+
+def _energy_by_node(run: _Run) -> pd.DataFrame:
+    """Energy of each node, and what of it is idle power over the window."""
+    total_j = mapping_at(mapping_at(run.summary, "energy_j"), "by_node")
+    window_s = run.summary.get("window_s") or math.nan
+    rows = []
+    for node in run.nodes:
+        node_j = math.nan if total_j.get(node) is None else float(total_j[node])
+        idle_j = run.idle_w.get(node, math.nan) * window_s
+        rows.append({"node": node, "total_j": node_j, "above_idle_j": node_j - idle_j, "idle_j": idle_j})
+    return pd.DataFrame(rows)
+
+
+def _add_tables(run: _Run, page: Page) -> None:
+    page.table("classes", "By SLO class", _by_class(run), "results")
+    page.table("times", "Times", _times(run.summary), "results")
+    page.table("nodes", "By node", _by_node(run), "results")
+    violations = run.violations.groupby(["slo_class", "model_name"])
+    worst = violations.agg(
+        late=("outcome", lambda of: (of == "late").sum()), failed=("outcome", lambda of: (of == "failed").sum())
+    )
+    worst["excess_p50_s"] = violations["excess_s"].median()
+    page.table("violations", "Late and failed tasks", worst.astype(float).reset_index(), "results")
+    errors = run.tasks["error"][run.tasks["error"] != ""].value_counts().head(20)
+    page.table("errors", "Why tasks failed", errors.rename_axis("error").reset_index(name="times"), "results")
+    page.table("minutes", "By minute of arrival", pd.DataFrame(run.summary.get("by_minute") or []), "results")
+
+
+def _by_class(run: _Run) -> pd.DataFrame:
+    rows = []
+    for name, of_class in run.dispatched.groupby("slo_class", sort=False):
+        response_s = percentiles(of_class["response_time_s"].to_numpy(dtype=float)) or {}
+        rows.append(
+            {
+                "slo_class": name,
+                "dispatched": len(of_class),
+                **{outcome: int((of_class["outcome"] == outcome).sum()) for outcome in DISPATCHED},
+                "slo_compliance_rate": float((of_class["outcome"] == "on_time").mean()),
+                "fixed_deadline_compliance_rate": float(of_class["met_fixed_deadline"].mean()),
+                "response_p50_s": response_s.get("p50", math.nan),
+                "response_p99_s": response_s.get("p99", math.nan),
+            }
+        )
+    order = list(run.deadlines_s())
+    return pd.DataFrame(sorted(rows, key=lambda row: order.index(row["slo_class"]) if row["slo_class"] in order else len(order)))
+
+
+def _times(summary: Mapping[str, Any]) -> pd.DataFrame:
+    kinds = ("response_time_s", "waiting_time_s", "inference_time_s", "dispatch_lag_s", "decision_duration_s")
+    names = ("mean", "p50", "p90", "p95", "p99", "p999", "max")
+    rows = []
+    for kind in kinds:
+        if figures := mapping_at(summary, kind):
+            quantity = kind.removesuffix("_s").replace("_", " ")
+            rows.append({"quantity": quantity, **{f"{name}_s": figures.get(name) for name in names}})
+    return pd.DataFrame(rows)
+
+
+def _by_node(run: _Run) -> pd.DataFrame:
+    served = run.dispatched["assigned_node"].value_counts()
+    busy = mapping_at(run.summary, "utilisation")
+    energy = {row["node"]: row for row in _energy_by_node(run).to_dict("records")}
+    return pd.DataFrame(
+        {
+            "node": node,
+            "dispatched": int(served.get(node, 0)),
+            "busy": busy.get(node),
+            **{name: energy[node][name] for name in ("total_j", "above_idle_j", "idle_j")},
+            "idle_w": run.idle_w.get(node),
+        }
+        for node in run.nodes
+    )
+
+
+def _profile_of(run: _Run) -> PerformanceProfile | None:
+    """The profile that the run's settings name, None where it cannot be read any more."""
+    try:
+        return load_profile(Path(str(run.settings.get("performance_profile"))))
+    except UsageError:
+        return None
+
+
+def _add_profile(profile: PerformanceProfile, page: Page) -> None:
+    nodes = pd.DataFrame(
+        {
+            "node": name,
+            "idle_w": node.idle_w,
+            "busy_w": node.busy_w,
+            "power_provenance": node.power_provenance,
+            "request_overhead_s": node.request_overhead_ms / 1e3,
+            "overhead_provenance": node.overhead_provenance,
+        }
+        for name, node in profile.nodes.items()
+    )
+    page.table("profile_nodes", "Performance profile: nodes", nodes, "profile")
+    latency = pd.DataFrame(
+        {
+            "model_name": name,
+            "least_mean_s": min(model.mean_ms.values(), default=math.nan) / 1e3,
+            "greatest_mean_s": max(model.mean_ms.values(), default=math.nan) / 1e3,
+            "provenance": model.provenance,
+            "note": model.note,
+        }
+        for name, model in profile.latency.items()
+    )
+    page.table("profile_latency", "Performance profile: mean accelerator time", latency, "profile")

@@ -1,0 +1,1 @@
+"""A comparison as it is run: its cells, the workers that compute them, the folder that keeps them, and its tables."""

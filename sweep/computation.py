@@ -1,0 +1,291 @@
+"""What a cell comes to, computed in memory on whichever worker has it."""
+
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bounds import ClairvoyantBound, clairvoyant_bound, fixed_deadlines_s
+from comparison.load_limits import SHARE_OF_ACHIEVABLE
+from deadline_adapter import DeadlineAdapter
+from main_pregenerated import Scenario, build_scenario, run_experiment
+from metric_collector import MetricCollector
+from mobility.mobility_manager import Mobility
+from performance_profile import PerformanceProfile
+from run_figures import jain_index, mean, percentiles, ratio
+from scheduler import create_scheduler
+from scheduler.rank_reversal import RankReversalProbe
+from scheduler.topsis_scheduler import TopsisScheduler
+from settings import Settings
+from simulated_cluster import SimulatedCluster
+from sweep.cells import Cell, Kind, Result, code_hash
+from task import DISPATCHED, TaskResult
+from task_figures import TaskFigures
+from task_generator import scenario_sha256
+from utils import HarnessError, random_stream
+
+Bools = NDArray[np.bool_]
+
+_ROUNDING_S = 1e-9
+"""More than rounding makes of the sum of an arrival time and a deadline."""
+
+
+class Window(NamedTuple):
+    """Tasks that arrive in [since_s, before_s) count: the warm-up before and the cool-down after are left out; seconds."""
+
+    since_s: float
+    before_s: float
+
+    @classmethod
+    def of(cls, duration_s: float) -> "Window":
+        """The window of a run: 60 s of warm-up and 10 s of cool-down, in short runs a tenth and a sixtieth."""
+        return cls(min(60.0, duration_s / 10), duration_s - min(10.0, duration_s / 60))
+
+    @property
+    def length_s(self) -> float:
+        """Its length, seconds."""
+        return self.before_s - self.since_s
+
+
+class Ended(NamedTuple):
+    """What a worker says of a cell: its result, or why there is none."""
+
+    key: str
+    result: Result | None
+    error: str | None = None
+
+
+def run_cell(cell: Cell) -> Ended:
+    """Run a cell on this worker; an error is told, not raised, since not every backend brings an exception home."""
+    try:
+        create_scheduler(cell.settings.scheduler, cell.settings, random_stream(cell.settings.seed, "policy"))
+        if code_hash(cell.settings.scheduler) != cell.code:
+            raise HarnessError("the source code on this worker is not that with which the sweep was planned")
+        return Ended(cell.key, _RUN[cell.kind](cell))
+    except Exception as error:  # whatever a cell dies of ends the sweep with one line that names the cell
+        what = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
+        return Ended(cell.key, None, f"cell {cell.name}: {what}")
+
+
+class _World(NamedTuple):
+    scenario: Scenario
+    sha256: str
+    fixed_deadline_s: NDArray[np.float64]
+    counted: Bools
+    """Whether a task of the trace is dispatched and arrives in the window."""
+
+
+class _LastWorld(threading.local):
+    """The world of this thread's latest cell: the next one mostly has the same, and devices walk on as they are asked."""
+
+    key = ""
+    world: _World | None = None
+
+
+_last = _LastWorld()
+
+
+def _world(settings: Settings) -> _World:
+    key = settings.model_dump_json(include={"seed", "duration_s", "devices", "load", "models", "slo_classes", "exit_safety"})
+    if _last.world is None or _last.key != key:
+        _last.world = None
+        _, scenario = build_scenario(settings, None, None)
+        trace, window = scenario.trace, Window.of(settings.duration_s)
+        counted = trace.in_coverage & (trace.arrival_time_s >= window.since_s) & (trace.arrival_time_s < window.before_s)
+        _last.world = _World(scenario, scenario_sha256(settings, trace), fixed_deadlines_s(trace, settings), counted)
+        _last.key = key
+    return _last.world
+
+
+def _run(cell: Cell) -> Result:
+    """A policy's row of cells.csv and its compliance per minute."""
+    settings, profile = cell.settings, cell.profile
+    world, names = _world(settings), list(profile.nodes)
+    scheduler = create_scheduler(settings.scheduler, settings, random_stream(settings.seed, "policy"))
+    probe = None
+    if isinstance(scheduler, TopsisScheduler) and type(scheduler).schedule is TopsisScheduler.schedule:
+        probe = RankReversalProbe(scheduler)
+    collector = MetricCollector(settings, profile, names, world.scenario.mobility)
+    with SimulatedCluster(profile, names, settings, probe or scheduler, collector.record) as cluster:
+        run_experiment(world.scenario.trace, cluster, DeadlineAdapter(settings), collector.record)
+    if cluster.failure:
+        raise cluster.failure
+    dispatched = collector.tasks().of(*DISPATCHED)
+    above_idle_j = sum(node.above_idle_j or 0.0 for node in cluster.energy().values())
+    window = Window.of(settings.duration_s)
+    counted = dispatched.arriving(*window)
+    utilisation = {name: _busy_s(dispatched.on_node(name), profile.overhead_s(name), window) / window.length_s for name in names}
+    response = percentiles(counted["response_time_s"]) or dict.fromkeys(("mean", "p50", "p95", "p99"))
+    row = {
+        "scheduler": settings.scheduler,
+        "queue_discipline": settings.queue_discipline,
+        "load": settings.load,
+        "seed": settings.seed,
+        "tasks": len(counted),
+        **_deadline_figures(counted, list(settings.slo_classes)),
+        "achievable_slo_rate": mean(collector.achievable(counted)),
+        "response_p50_s": response["p50"],
+        "response_p99_s": response["p99"],
+        **_energy_figures(counted, profile),
+        "load_fairness": jain_index(list(utilisation.values())),
+        "adapted_deadline_compliance_rate": ratio(len(counted.of(DISPATCHED[0])), len(counted)),
+        "delivered_rate": ratio(_delivered(counted, world.scenario.mobility), len(counted)),
+        "response_mean_s": response["mean"],
+        "response_p95_s": response["p95"],
+        "failed": len(counted.of(DISPATCHED[2])),
+        "missed": _missed(counted),
+        "rank_reversal_rate": probe.rate if probe else None,
+        "untrimmed_slo_compliance_rate": mean(dispatched["met_fixed_deadline"]),
+        "untrimmed_above_idle_per_task_j": ratio(above_idle_j, len(dispatched)),
+        **{f"utilisation_{name}": share for name, share in utilisation.items()},
+        "scenario_sha256": world.sha256,
+    }
+    return {"row": row, "minutes": _compliance_by_minute(dispatched)}
+
+
+def _missed(tasks: TaskFigures) -> int:
+    return len(tasks) - int(tasks["met_fixed_deadline"].sum())
+
+
+def _delivered(tasks: TaskFigures, mobility: Mobility) -> int:
+    """How many of the answers found their device in the cell."""
+    answered = tasks.where(~np.isnan(tasks["completion_time_s"]))
+    task_id, device_id = answered["task_id"].astype(np.int64), answered["device_id"].astype(np.int64)
+    return int(mobility.covered(task_id, device_id, answered["completion_time_s"]).sum())
+
+
+def _deadline_figures(tasks: TaskFigures, slo_classes: Sequence[str]) -> dict[str, float | None]:
+    met = mean(tasks["met_fixed_deadline"])
+    return {
+        "slo_compliance_rate": met,
+        **{f"slo_{name}": mean(tasks.in_class(name)["met_fixed_deadline"]) for name in slo_classes},
+        "fixed_deadline_compliance_rate": met,
+        "base_deadline_compliance_rate": mean(tasks["met_base_deadline"]),
+    }
+
+
+def _energy_figures(tasks: TaskFigures, profile: PerformanceProfile) -> dict[str, float | None]:
+    """Energy above idle of the completed ones of `tasks`, joules per task and per task that met its fixed deadline."""
+    above_idle_j = sum(
+        (node.busy_w - node.idle_w) * float(np.nansum(tasks.on_node(name)["inference_time_s"]))
+        for name, node in profile.nodes.items()
+    )
+    return {
+        "above_idle_per_task_j": ratio(above_idle_j, len(tasks)),
+        "above_idle_per_on_time_task_j": ratio(above_idle_j, len(tasks) - _missed(tasks)),
+    }
+
+
+def _busy_s(tasks: TaskFigures, overhead_s: float, window: Window) -> float:
+    """Seconds within the window that the accelerator of a node was busy with `tasks`, all of that node.
+
+    Half of a request's overhead lies behind its inference.
+    """
+    end_s = tasks["arrival_time_s"] + tasks["response_time_s"] - overhead_s / 2
+    start_s = end_s - tasks["inference_time_s"]
+    inside_s = np.minimum(end_s, window.before_s) - np.maximum(start_s, window.since_s)
+    return float(np.nansum(np.maximum(inside_s, 0.0)))
+
+
+def _compliance_by_minute(dispatched: TaskFigures) -> list[tuple[int, float]]:
+    """Compliance with the fixed deadline of the tasks that arrived in each minute that had some."""
+    minute = np.floor(dispatched["arrival_time_s"] / 60).astype(np.int64)
+    tasks, met = np.bincount(minute), np.bincount(minute, weights=dispatched["met_fixed_deadline"])
+    return [(number, float(met[number] / tasks[number])) for number in np.flatnonzero(tasks).tolist()]
+
+
+def _bound(cell: Cell) -> Result:
+    """What no policy can beat in this scenario."""
+    world = _world(cell.settings)
+    trace, counted = world.scenario.trace, world.counted
+    bound = clairvoyant_bound(
+        trace.arrival_time_s[counted],
+        world.fixed_deadline_s[counted],
+        [trace.model_name.names[code] for code in trace.model_name.codes[counted].tolist()],
+        trace.service_noise[counted],
+        cell.profile,
+        list(cell.profile.nodes),
+        until_s=cell.settings.duration_s + cell.settings.requests.drain_timeout_s,
+    )
+    return {**vars(bound), "prices": [list(pair) for pair in bound.prices]}
+
+
+def bound_of(result: Result) -> ClairvoyantBound:
+    """The bound that a cell's result holds."""
+    return ClairvoyantBound(**{**result, "prices": tuple((price, value) for price, value in result["prices"])})
+
+
+class _NotBorne(Exception):  # noqa: N818 - no error: ends a run whose verdict is known
+    """More tasks have missed their deadline than a load that is borne allows."""
+
+
+class _Verdict:
+    """Counts the tasks that met their fixed deadline, and gives up as soon as too many have missed it, answered or not.
+
+    Args:
+        due_s: by when each task that counts must be answered, seconds after the start of the load.
+        allowed: most misses.
+        window: which tasks count.
+    """
+
+    def __init__(self, due_s: NDArray[np.float64], allowed: int, window: Window) -> None:
+        self.allowed = allowed
+        self.missed = len(due_s)
+        self._due_s = np.sort(due_s)[::-1].tolist()
+        self._window = window
+
+    def record(self, result: TaskResult) -> None:
+        """Take in a task that has ended."""
+        task, answered_s = result.task, result.completion_time_s
+        if answered_s is None:
+            return
+        if self._window.since_s <= task.arrival_time_s < self._window.before_s and result.met(task.fixed_deadline_s):
+            self.missed -= 1
+        due_s = self._due_s
+        while due_s and due_s[-1] < answered_s - _ROUNDING_S:
+            due_s.pop()
+        if self.missed - len(due_s) > self.allowed:
+            raise _NotBorne
+
+
+def _limit(cell: Cell) -> Result:
+    """Whether the policy bears the load: compliance of at least SHARE_OF_ACHIEVABLE of the achievable one, over the window."""
+    settings, profile = cell.settings, cell.profile
+    world, names = _world(settings), list(profile.nodes)
+    due_s = (world.scenario.trace.arrival_time_s + world.fixed_deadline_s)[world.counted]
+    verdict = _Verdict(due_s, misses_allowed(len(due_s), _achievable(world, cell)), Window.of(settings.duration_s))
+    scheduler = create_scheduler(settings.scheduler, settings, random_stream(settings.seed, "policy"))
+    try:
+        with SimulatedCluster(profile, names, settings, scheduler, verdict.record) as cluster:
+            run_experiment(world.scenario.trace, cluster, DeadlineAdapter(settings), verdict.record)
+    except _NotBorne:
+        return {"meets": False}
+    if cluster.failure:
+        raise cluster.failure
+    return {"meets": verdict.missed <= verdict.allowed}
+
+
+def _achievable(world: _World, cell: Cell) -> int:
+    """How many of the tasks that count could be met by an idle cluster, known before any is run."""
+    trace, profile = world.scenario.trace, cell.profile
+    model = trace.model_name
+    columns = {
+        "fixed_deadline_s": world.fixed_deadline_s,
+        "service_noise": trace.service_noise,
+        "model_name": model.codes.astype(float),
+    }
+    codes: dict[str | None, float] = {name: float(code) for code, name in enumerate(model.names)}
+    tasks = TaskFigures(columns, {"model_name": codes}, np.flatnonzero(world.counted))
+    collector = MetricCollector(cell.settings, profile, list(profile.nodes), world.scenario.mobility)
+    return int(collector.achievable(tasks).sum())
+
+
+def misses_allowed(tasks: int, achievable: int) -> int:
+    """Most misses among `tasks` with which a load counts as borne, when `achievable` of them could be met at all."""
+    return math.floor(tasks - SHARE_OF_ACHIEVABLE * achievable + 1e-9)
+
+
+_RUN: Mapping[Kind, Callable[[Cell], Result]] = {"run": _run, "ablation": _run, "bound": _bound, "limit": _limit}
