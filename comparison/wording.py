@@ -40,6 +40,8 @@ def verdict(cells: pd.DataFrame, gap_table: pd.DataFrame | None = None, limit_ta
     """
     seeds = cells["seed"].nunique()
     sentences = []
+    if seeds > 1 and cells["scheduler"].nunique() > 1 and len(cells.groupby(["load", "queue_discipline"])) > 1:
+        sentences += _in_short(cells)
     if seeds == 1:
         sentences.append(
             "One seed gives no interval: nothing is said of differences between policies; the figures below are of that one run."
@@ -59,6 +61,49 @@ def verdict(cells: pd.DataFrame, gap_table: pd.DataFrame | None = None, limit_ta
     return sentences
 
 
+def _in_short(cells: pd.DataFrame) -> list[str]:
+    """Which policy is ahead where, by the means."""
+    most: dict[str, list[str]] = {}
+    least: dict[str, list[str]] = {}
+    queues = cells["queue_discipline"].nunique()
+    groups = cells.groupby(["load", "queue_discipline"], sort=False)
+    for (load, queue), group in groups:
+        where = f"load {load:g}" + (f", {queue}" if queues > 1 else "")
+        compliance = values_by_seed(group, COMPLIANCE).dropna(axis="columns", how="all")
+        if compliance.empty:
+            continue
+        most.setdefault(compliance.mean().idxmax(), []).append(where)
+        able = _able(_shares_of_achievable(group), energy := values_by_seed(group, ENERGY).dropna(axis="columns", how="all"))
+        least.setdefault(energy[able].mean().idxmin() if able else "no policy", []).append(where)
+    if not most:
+        return []
+    needed = f"{SHARE_OF_ACHIEVABLE * 100:.0f} % of the achievable compliance"
+    ahead = f"In short, by the means: most fixed deadlines are met by {_placed(most, len(groups))}."
+    cheapest = (
+        f"Of the policies that reach {needed}, the least energy above idle per task is used by {_placed(least, len(groups))}."
+    )
+    return [f"{ahead} {cheapest} What cannot be told apart stands below."]
+
+
+def _placed(places: Mapping[str, Sequence[str]], groups: int) -> str:
+    """'a at load 1 and load 2; b at load 3', or 'a everywhere'."""
+    return "; ".join(
+        f"{name} everywhere" if len(where) == groups else f"{name} at {_listed(where)}" for name, where in places.items()
+    )
+
+
+def _shares_of_achievable(group: pd.DataFrame) -> dict[str, Interval]:
+    """Compliance as a share of the achievable one, by policy; those without any task are left out."""
+    achieved = group.assign(achieved=group[COMPLIANCE].astype(float) / group["achievable_slo_rate"].astype(float))
+    shares = {name: t_interval(column.dropna()) for name, column in values_by_seed(achieved, "achieved").items()}
+    return {name: share for name, share in shares.items() if not math.isnan(share.mean)}
+
+
+def _able(shares: Mapping[str, Interval], energy_by_seed: pd.DataFrame) -> list[str]:
+    """The policies that keep up with the load."""
+    return [name for name, share in shares.items() if share.mean >= SHARE_OF_ACHIEVABLE and name in energy_by_seed]
+
+
 def _compliance_sentences(where: str, group: pd.DataFrame) -> list[str]:
     """Who meets the most fixed deadlines, and who cannot be told from it."""
     by_seed = values_by_seed(group, COMPLIANCE).dropna(axis="columns", how="all")
@@ -75,14 +120,12 @@ def _compliance_sentences(where: str, group: pd.DataFrame) -> list[str]:
 
 def _energy_sentences(where: str, group: pd.DataFrame) -> list[str]:
     """Who needs the least energy of those that keep up with the load."""
-    achieved = group.assign(achieved=group[COMPLIANCE].astype(float) / group["achievable_slo_rate"].astype(float))
-    shares = {name: t_interval(column.dropna()) for name, column in values_by_seed(achieved, "achieved").items()}
-    shares = {name: share for name, share in shares.items() if not math.isnan(share.mean)}
+    shares = _shares_of_achievable(group)
     by_seed = values_by_seed(group, ENERGY).dropna(axis="columns", how="all")
     if not shares or by_seed.empty:
         return []
     needed = f"{SHARE_OF_ACHIEVABLE * 100:.0f} % of the achievable compliance"
-    able = [name for name, share in shares.items() if share.mean >= SHARE_OF_ACHIEVABLE and name in by_seed]
+    able = _able(shares, by_seed)
     if not able:
         nearest = max(shares, key=lambda name: shares[name].mean)
         text = f"{where}: no policy reaches {needed}; the nearest, {nearest}, reaches {_percent(shares[nearest])}."
