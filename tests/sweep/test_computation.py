@@ -1,9 +1,11 @@
 """What a cell comes to: what its row is taken over, when a load counts as borne, and what a worker loads for it."""
 
+import gc
 import json
 import math
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +152,7 @@ def test_limit_cell_and_full_run_agree_whether_a_load_is_borne(scheduler, load, 
 
 LOADED_BY_A_WORKER = """
 import sys
+import tracemalloc
 from dataclasses import replace
 from performance_profile import load_profile
 from settings import load_settings
@@ -189,3 +192,20 @@ def test_every_module_that_a_worker_loads_is_hashed_or_known_not_to_bear_on_a_re
 
 def test_worker_loads_nothing_that_only_tables_and_figures_need(loaded):
     assert loaded.keys().isdisjoint({"pandas", "matplotlib", "jinja2", "comparison.tables"})
+
+
+def test_memory_stays_flat_over_cells():
+    def kept_after(seeds):
+        for seed in seeds:
+            for kind in ("run", "limit", "bound"):
+                result_of(cell(kind, seed=seed, duration_s=6.0))
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        first = kept_after(range(2))
+        grown = kept_after(range(2, 7)) - first
+    finally:
+        tracemalloc.stop()
+    assert grown < 100_000  # bytes; the tasks of one of these cells alone take more
