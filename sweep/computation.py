@@ -209,6 +209,7 @@ def _bound(cell: Cell) -> Result:
         cell.profile,
         list(cell.profile.nodes),
         until_s=cell.settings.duration_s + cell.settings.requests.drain_timeout_s,
+        connections=cell.settings.requests.connections_per_node,
     )
     return {**vars(bound), "prices": [list(pair) for pair in bound.prices]}
 

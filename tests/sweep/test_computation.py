@@ -125,9 +125,8 @@ def test_bound_is_over_the_tasks_that_the_rows_count_and_survives_the_file():
     models = np.array(trace.model_name.names)[trace.model_name.codes[counted]]
     due_s = fixed_deadlines_s(trace, one.settings)[counted]
     names = list(one.profile.nodes)
-    expected = clairvoyant_bound(
-        trace.arrival_time_s[counted], due_s, models.tolist(), trace.service_noise[counted], one.profile, names
-    )
+    tasks = (trace.arrival_time_s[counted], due_s, models.tolist(), trace.service_noise[counted])
+    expected = clairvoyant_bound(*tasks, one.profile, names, until_s=12.0 + 60.0, connections=2)
     assert bound_of(json.loads(json.dumps(result_of(one)))) == expected
     assert expected.tasks == result_of(cell())["row"]["tasks"]
 
