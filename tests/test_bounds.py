@@ -178,7 +178,9 @@ def test_bounds_with_connections_hold_whatever_the_solver_says(monkeypatch, conn
 
 def served_by_one_node(rng, tasks, connections, half_s, means_ms):
     """Sending, start and end of the runs, seconds, of tasks that a node serves as they reach its accelerator."""
-    answers_s, free_s, sent_s, runs = [], -math.inf, 0.0, []
+    answers_s: list[float] = []
+    runs: list[tuple[float, float, float]] = []
+    free_s, sent_s = -math.inf, 0.0
     for _ in range(tasks):
         if len(answers_s) >= connections:
             sent_s = max(sent_s, answers_s[-connections])
