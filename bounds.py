@@ -5,10 +5,10 @@ accelerator of node n without interruption, one task at a time, and e_jn = (busy
 request overhead o_n passes before the accelerator and half after. So j meets its deadline on n only if it runs there inside its
 window [r, D], with r = a_j + o_n/2 and D = a_j + d_j − o_n/2.
 
-Relaxed, that is, allowed here though no real schedule can do it: the future is known; queue orders do not bind, and connections
-only as far as step 6 goes; tasks outside of those given take no accelerator time, and late answers take it only in step 5; tasks
-of different blocks do not compete; a task may be split over nodes. Every real schedule is still allowed, so what the best allowed
-one needs is a lower bound for all of them.
+Relaxed, that is, allowed here though no real schedule can do it: the future is known; connections and queue orders do not bind;
+tasks outside of those given take no accelerator time, and late answers take it only in step 5; tasks of different blocks do not
+compete; a task may be split over nodes. Every real schedule is still allowed, so what the best allowed one needs is a lower bound
+for all of them.
 
 1. Overlap. A run of length s that starts at S overlaps an interval I = [t1, t2] for max(0, min(S + s, t2) − max(S, t1)) seconds.
 As S grows, this rises, stays and falls; over the window, S in [r, D − s], it is therefore least at an end. At S = r it is
@@ -37,20 +37,6 @@ block the misses are a whole number.
 With v_n ≥ 0 as the price of its time, watts, Σ_n v_n·(H − Σ_j s_jn·[j was answered by n]) is not negative; take it away too, and
 step 3 holds with e_jn + v_n·s_jn in the place of e_jn, less H·Σ_n v_n. Of V with these prices and V without, the larger is used.
 
-6. Connections. A request holds one of its node's c connections from when it is sent to its answer, so at least from o_n/2 before
-its run to o_n/2 after it: s_jn + o_n seconds inside [a_j, a_j + d_j] if it is on time. Step 1 holds for this stretch as it does
-for a run; a longer hold contains it and overlaps I no less. So with w' for its least overlap, Σ_j w'_jn(I)·x_jn ≤ c·|I|. As it
-contains the run, w' ≥ w: with c = 1 these cuts take the place of step 2's, with c > 2 they stand beside them.
-
-With c = 2 there is more. Number the requests on time on n by their runs [S_k, C_k]. Then S_(k+2) ≥ C_k + o_n; else k, k + 1 and
-k + 2 would all be in flight just after S_(k+2) − o_n/2, as none is sent later than then and none answered before C_k + o_n/2.
-Look at the odd and the even numbers apart, each with the whole interval I. The run of k lies among its own kind; among the other
-kind it lies in the gap between the runs of k − 1 and k + 1, which lasts max(s, o_n) or more, so in a stretch of just that length
-inside the gap. On either side, runs and stretches do not overlap one another. So the overlaps of all runs and stretches with I
-come to at most 2·|I|. With g = max(s, o_n), the stretch of j lies in [r − (g − s), D + (g − s)]; let h be its least overlap by
-step 1: Σ_j (w_jn(I) + h_jn(I))·x_jn ≤ 2·|I|. Wherever in that window it lies, it contains a possible run, so h ≥ w: these cuts
-take the place of step 2's. (In all of this, `_WINDOW_SLACK_S` is part of d_j.)
-
 Good prices u are the dual values of the linear program of steps 2 and 3, which HiGHS solves. The bound is then computed from u by
 the formula, which holds for any u ≥ 0 (and v ≥ 0): the solver's tolerance and the choice of cuts can loosen it, never spoil it.
 """
@@ -58,7 +44,6 @@ the formula, which holds for any u ≥ 0 (and v ≥ 0): the solver's tolerance a
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,7 +99,7 @@ def capacity_tasks_per_s(
         connections: requests that may be in flight to a node at once.
 
     Returns:
-        Tasks per second; 0 where no node serves one of the models.
+        Tasks per second that no cluster of these nodes can exceed for long; 0 where no node serves one of the models.
     """
     services = [profile.service_time_s(name) for name in node_names]
     served = [(m, n) for m, model in enumerate(models) for n in range(len(node_names)) if model in services[n]]
@@ -189,7 +174,6 @@ def clairvoyant_bound(
     profile: PerformanceProfile,
     node_names: Sequence[str],
     until_s: float = math.inf,
-    connections: int | None = None,
 ) -> ClairvoyantBound:
     """Bounds for the schedules of some tasks; the module says how they are found and why they hold.
 
@@ -204,7 +188,6 @@ def clairvoyant_bound(
         node_names: the nodes of the cluster.
         until_s: when the last answer can come, on the clock of the arrivals: the end of the load and the drain timeout. The
             energy bound is for schedules that have answered every task by then.
-        connections: requests that may be in flight to a node at once; None: no limit.
     """
     tasks = _Tasks.of(arrival_time_s, fixed_deadline_s, model_name, service_noise, profile, node_names)
     prices_j = _price_unit_j(profile, node_names) * np.array(_PRICES)
@@ -212,7 +195,7 @@ def clairvoyant_bound(
     free_w, time_w = np.zeros(len(node_names)), _time_prices_w(profile, node_names, model_name, horizon_s)
     misses, free_j, timed_j = 0, np.zeros(len(prices_j)), np.zeros(len(prices_j))
     for members in _blocks(arrival_time_s):
-        block = _Block(tasks, members, connections)
+        block = _Block(tasks, members)
         misses += block.fewest_misses()
         free_j += block.values_j(prices_j, free_w, _SOLVED_PRICES)
         if time_w.any():
@@ -284,15 +267,14 @@ def _blocks(arrival_time_s: Floats) -> list[Integers]:
 class _Tasks:
     """Tasks × nodes, shape (n, nodes): where a task can be on time, its service time and window there, seconds.
 
-    `overhead_s` is the request overhead of the nodes, shape (nodes,), seconds; `above_idle_w` is what they draw above idle when
-    busy, shape (nodes,), watts. Where a node does not serve a task's model, the service time is infinite.
+    `above_idle_w` is what the nodes draw above idle when busy, shape (nodes,), watts. Where a node does not serve a task's model,
+    the service time is infinite.
     """
 
     on_time: NDArray[np.bool_]
     service_s: Floats
     release_s: Floats
     due_s: Floats
-    overhead_s: Floats
     above_idle_w: Floats
 
     @classmethod
@@ -312,12 +294,12 @@ class _Tasks:
             [[profile.service_time_s(node).get(model, np.inf) for node in node_names] for model in profile.latency]
         )
         sigma = np.array([profile.sigma(node) for node in node_names])
-        overhead_s = np.array([profile.overhead_s(node) for node in node_names])
+        half_s = np.array([profile.overhead_s(node) for node in node_names]) / 2
         service_s = means_s[code] * np.exp(np.multiply.outer(service_noise, sigma) - sigma**2 / 2)
-        release_s = np.add.outer(arrival_time_s, overhead_s / 2)
-        due_s = np.add.outer(arrival_time_s + fixed_deadline_s, -overhead_s / 2) + _WINDOW_SLACK_S
+        release_s = np.add.outer(arrival_time_s, half_s)
+        due_s = np.add.outer(arrival_time_s + fixed_deadline_s, -half_s) + _WINDOW_SLACK_S
         above_idle_w = np.array([profile.nodes[node].busy_w - profile.nodes[node].idle_w for node in node_names])
-        return cls(release_s + service_s <= due_s, service_s, release_s, due_s, overhead_s, above_idle_w)
+        return cls(release_s + service_s <= due_s, service_s, release_s, due_s, above_idle_w)
 
     def least_j(self, time_w: Floats) -> Floats:
         """Each task's least energy on any node, whose time has a price; shape (n,), joules; 0 for a task that no node serves."""
@@ -325,43 +307,6 @@ class _Tasks:
         cost_j = np.where(served, (self.above_idle_w + time_w) * np.where(served, self.service_s, 0.0), np.inf)
         least_j = cost_j.min(axis=1, initial=np.inf)
         return np.where(np.isinf(least_j), 0.0, least_j)
-
-
-class _Resource(NamedTuple):
-    """What `capacity` at a time can have of one node, and the stretches of time in which tasks take one of it.
-
-    Args:
-        capacity: 1 for the accelerator, more where step 6 says so.
-        columns: the pair of a task and the node that a stretch belongs to; a pair may have several.
-        length_s: least length of each stretch, seconds.
-        release_s: earliest start of each, seconds.
-        due_s: latest end of each, seconds.
-    """
-
-    capacity: int
-    columns: Integers
-    length_s: Floats
-    release_s: Floats
-    due_s: Floats
-
-    def where(self, chosen: NDArray[np.bool_]) -> "_Resource":
-        """The same with some of the stretches."""
-        return _Resource(self.capacity, self.columns[chosen], self.length_s[chosen], self.release_s[chosen], self.due_s[chosen])
-
-
-def _resources(accelerator: _Resource, overhead_s: float, connections: int | None) -> list[_Resource]:
-    """What tasks compete for on a node, by step 2 and step 6, from what they compete for on its accelerator."""
-    _, columns, service_s, release_s, due_s = accelerator
-    if connections == 2:
-        more_s = np.maximum(0.0, overhead_s - service_s)
-        around = columns, service_s + more_s, release_s - more_s, due_s + more_s
-        pairs = zip(accelerator[1:], around, strict=True)
-        return [_Resource(2, *(np.concatenate(pair) for pair in pairs))]
-    if connections is None:
-        return [accelerator]
-    half_s = overhead_s / 2
-    pool = _Resource(connections, columns, service_s + overhead_s, release_s - half_s, due_s + half_s)
-    return [pool] if connections == 1 else [accelerator, pool]
 
 
 class _Block:
@@ -372,20 +317,16 @@ class _Block:
     Args:
         tasks: all tasks.
         members: positions of the block's tasks.
-        connections: requests that may be in flight to a node at once; None: no limit.
     """
 
-    def __init__(self, tasks: _Tasks, members: Integers, connections: int | None) -> None:
+    def __init__(self, tasks: _Tasks, members: Integers) -> None:
         self._task, self._node = np.nonzero(tasks.on_time[members])
         pairs = members[self._task], self._node
         self._service_s = tasks.service_s[pairs]
+        self._release_s = tasks.release_s[pairs]
+        self._due_s = tasks.due_s[pairs]
         self._tasks, self._members = tasks, members
-        accelerators = _Resource(1, np.arange(len(self._task)), self._service_s, tasks.release_s[pairs], tasks.due_s[pairs])
-        self._resources = [
-            resource
-            for node, overhead_s in enumerate(tasks.overhead_s.tolist())
-            for resource in _resources(accelerators.where(self._node == node), overhead_s, connections)
-        ]
+        self._columns_of = [np.flatnonzero(self._node == node) for node in range(tasks.on_time.shape[1])]
         ones = np.ones(len(self._task))
         self._one_node_each = csr_array((ones, (self._task, np.arange(len(self._task)))), shape=(len(members), len(self._task)))
         self._cuts = csr_array((0, len(self._task)))
@@ -445,44 +386,43 @@ class _Block:
         return solved.x, np.maximum(0.0, -solved.ineqlin.marginals[len(cost_late) :])
 
     def _cut_at_instants(self) -> None:
-        """Cuts at the intervals in which more stretches must be to be on time than the capacity of their resource allows.
+        """Cuts at the intervals in which several tasks must run to be on time: at most one of them is.
 
-        Every stretch of length s in its window [r, D] covers [D − s, r + s], where D − s < r + s. Each largest set of such
-        intervals that have an instant in common is cut at all that they have in common.
+        Every run of a task in its window covers [D − s, r + s], where D − s < r + s. Each largest set of such intervals that have
+        an instant in common is cut at all that they have in common.
         """
-        for resource in self._resources:
-            first_s = resource.due_s - resource.length_s
-            last_s = resource.release_s + resource.length_s
+        for columns in self._columns_of:
+            first_s = self._due_s[columns] - self._service_s[columns]
+            last_s = self._release_s[columns] + self._service_s[columns]
             must = first_s < last_s
             starts_s, ends_s = np.sort(first_s[must]), np.sort(last_s[must])
             # The largest sets stand before an end that comes next after a start.
             before_end = np.searchsorted(starts_s, ends_s, side="left")
-            many = before_end - np.arange(len(ends_s)) > resource.capacity
-            largest = many & (np.diff(before_end, prepend=0) > 0)
-            self._cut(resource, starts_s[before_end[largest] - 1], ends_s[largest])
+            largest = (before_end - np.arange(len(ends_s)) > 1) & (np.diff(before_end, prepend=0) > 0)
+            self._cut(columns, starts_s[before_end[largest] - 1], ends_s[largest])
 
     def _cut_off(self, shares: Floats) -> bool:
         """Add cuts that `shares` violate; whether there were any."""
         known = len(self._length_s)
-        for resource in self._resources:
-            used = shares[resource.columns] > _USED
-            if used.any():
-                self._cut(resource, *self._violated(resource.where(used), shares))
+        for columns in self._columns_of:
+            used = columns[shares[columns] > _USED]
+            if len(used) > 1:
+                self._cut(columns, *self._violated(used, shares[used]))
         return len(self._length_s) > known
 
-    def _violated(self, resource: _Resource, shares: Floats) -> tuple[Floats, Floats]:
-        """Starts and ends of the most violated intervals, one for each start.
+    def _violated(self, columns: Integers, share: Floats) -> tuple[Floats, Floats]:
+        """Starts and ends of the most violated intervals of one node, one for each start.
 
-        F(t) is what is used of the resource by t if all stretches are as late as they may be, G(t) if all are as early.
-        F(t2) − G(t1) never exceeds the least use in [t1, t2] and equals it where that is longer than every window; with it, the
-        best start for an end is the one before it with the least G(t1) − c·t1, c the capacity, which takes one pass.
+        F(t) is the work done by t if all runs are as late as they may be, G(t) if all are as early. F(t2) − G(t1) never exceeds
+        the least work in [t1, t2] and equals it where that is longer than every window; with it, the best start for an end is
+        the one before it with the least G(t1) − t1, which takes one pass.
         """
-        capacity, columns, length_s, release_s, due_s = resource
-        share, latest_s = shares[columns], due_s - length_s
+        service_s, release_s, due_s = self._service_s[columns], self._release_s[columns], self._due_s[columns]
+        latest_s = due_s - service_s
         starts_s = np.unique(np.concatenate([release_s, latest_s]))
-        ends_s = np.unique(np.concatenate([due_s, release_s + length_s]))
-        early_s = np.clip(np.subtract.outer(starts_s, release_s), 0.0, length_s) @ share - capacity * starts_s
-        late_s = np.clip(np.subtract.outer(ends_s, latest_s), 0.0, length_s) @ share - capacity * ends_s
+        ends_s = np.unique(np.concatenate([due_s, release_s + service_s]))
+        early_s = np.clip(np.subtract.outer(starts_s, release_s), 0.0, service_s) @ share - starts_s
+        late_s = np.clip(np.subtract.outer(ends_s, latest_s), 0.0, service_s) @ share - ends_s
         least_s = np.minimum.accumulate(early_s)
         best = np.maximum.accumulate(np.where(early_s <= least_s, np.arange(len(starts_s)), 0))
         before = np.searchsorted(starts_s, ends_s, side="left") - 1
@@ -493,16 +433,16 @@ class _Block:
         _, worst = np.unique(best[before[order]], return_index=True)
         return starts_s[best[before[order[worst]]]], ends_s[order[worst]]
 
-    def _cut(self, resource: _Resource, starts_s: Floats, ends_s: Floats) -> None:
-        """Add the cuts Σ w·x ≤ c·|I| of one resource, c its capacity, for the intervals I from `starts_s` to `ends_s`."""
+    def _cut(self, columns: Integers, starts_s: Floats, ends_s: Floats) -> None:
+        """Add the cuts Σ w·x ≤ |I| of one node for the intervals I from `starts_s` to `ends_s`."""
         if not len(starts_s):
             return
-        capacity, columns, length_s, release_s, due_s = resource
+        service_s, release_s, due_s = self._service_s[columns], self._release_s[columns], self._due_s[columns]
         starts, ends = starts_s[:, None], ends_s[:, None]
         least_s = np.minimum(
-            np.minimum(length_s, ends - starts), np.minimum(release_s + length_s - starts, ends - due_s + length_s)
+            np.minimum(service_s, ends - starts), np.minimum(release_s + service_s - starts, ends - due_s + service_s)
         )
         interval, position = np.nonzero(least_s > 0)
         rows = csr_array((least_s[interval, position], (interval, columns[position])), shape=(len(starts_s), self._cuts.shape[1]))
         self._cuts = csr_array(vstack([self._cuts, rows]))
-        self._length_s = np.append(self._length_s, capacity * (ends_s - starts_s))
+        self._length_s = np.append(self._length_s, ends_s - starts_s)

@@ -330,9 +330,9 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignal) -> int:
             stop.tell(one.cluster.stop)
             progress = nullcontext() if options.quiet else Progress(console, one.cluster, one.monitor, power, settings)
             summary = one.measure(WallClock(settings, power, nodes, progress, say).measured)
-    if not options.no_report:
-        write_run_report(folder.path)
     print_summary(console, summary, folder.path)
+    if not options.no_report:
+        say(f"report: {write_run_report(folder.path)}")
     return EXIT_INTERRUPTED if summary["interrupted"] else 0
 
 

@@ -258,7 +258,7 @@ class MetricCollector:
             "base_deadline_compliance_rate": mean(dispatched["met_base_deadline"]),
             "achievable_slo_rate": mean(self.achievable(dispatched, estimate=facts.cluster == "workers")),
             "achievable_slo_rate_is_estimate": facts.cluster == "workers",
-            "delivered_rate": ratio(self._delivered_count(completed), len(dispatched)),
+            "delivered_rate": ratio(self.delivered_count(completed), len(dispatched)),
             "response_time_s": percentiles(completed["response_time_s"]),
             "waiting_time_s": percentiles(completed["waiting_time_s"]),
             "inference_time_s": percentiles(completed["inference_time_s"]),
@@ -283,8 +283,8 @@ class MetricCollector:
             return False if result.outcome in DISPATCHED else None
         return self._mobility.still_covered(result.device, result.task.arrival_time_s, result.completion_time_s)
 
-    def _delivered_count(self, completed: TaskFigures) -> int:
-        """How many of the answers found their device in the cell."""
+    def delivered_count(self, completed: TaskFigures) -> int:
+        """How many of the answers of completed tasks found their device in the cell."""
         task_id, device_id = completed["task_id"].astype(np.int64), completed["device_id"].astype(np.int64)
         return int(self._mobility.covered(task_id, device_id, completed["completion_time_s"]).sum())
 

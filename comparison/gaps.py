@@ -77,10 +77,12 @@ def gaps(cells: pd.DataFrame, bounds: Mapping[tuple[float, int], Bound]) -> pd.D
 
 def _energy_gap(bounded: Sequence[tuple[Any, Bound]]) -> tuple[float, float, float, float, float]:
     """Mean energy per task, of the runs and of the bound at their misses (J), and the excess with its interval."""
-    if any(run.failed > 0 for run, _ in bounded):
+    if any(run.unanswered > 0 for run, _ in bounded):
         return (math.nan,) * 5
     energies = np.array([getattr(run, ENERGY) for run, _ in bounded], dtype=float)
     least = np.array([bound.energy_j(run.missed) / bound.tasks for run, bound in bounded])
+    if not least.all():  # nodes that draw no more when they are busy
+        return (math.nan,) * 5
     return float(energies.mean()), float(least.mean()), *t_interval(energies / least - 1)
 
 

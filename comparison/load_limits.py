@@ -13,11 +13,12 @@ LOWEST_LOAD, HIGHEST_LOAD, LOAD_RESOLUTION = 0.25, 6.0, 0.05
 class LoadLimit(NamedTuple):
     """The highest load at which one policy keeps up in one scenario.
 
-    `kind` is found; below: not even at the lowest load; above: still at the highest load. `load` is None unless found.
+    `kind` is found; below: not even at the lowest load; above: still at the highest load; unknown: no task was dispatched at a
+    load that was tried. `load` is None unless found.
     """
 
     load: float | None
-    kind: Literal["found", "below", "above"]
+    kind: Literal["found", "below", "above", "unknown"]
 
 
 def next_load(

@@ -81,6 +81,7 @@ def _compared_by(group: pd.DataFrame, metric: str, reference: str) -> list[dict[
         values = by_seed[scheduler].dropna()
         if values.empty:
             continue
+        whole = len(values) == len(by_seed)  # a mean over those seeds alone in which a figure exists would be unfair
         row = {
             **dict.fromkeys(COMPARISON_COLUMNS, math.nan),
             "scheduler": scheduler,
@@ -88,9 +89,9 @@ def _compared_by(group: pd.DataFrame, metric: str, reference: str) -> list[dict[
             "load": group["load"].iloc[0],
             "metric": metric,
             "seeds": len(values),
-            **t_interval(values)._asdict(),
+            **(t_interval(values)._asdict() if whole else {}),
         }
-        if scheduler != reference and reference in by_seed:
+        if whole and scheduler != reference and reference in by_seed and by_seed[reference].notna().all():
             row.update(_difference_fields(difference_by_seed(by_seed, scheduler, reference)))
         rows.append(row)
     return _with_holm(rows)
@@ -220,13 +221,15 @@ def _limit_text(limits: Sequence[LoadLimit], interval: Interval, low: float, hig
     if len(found) == seeds:
         between = "one seed, no interval" if seeds == 1 else f"{interval.low:.2f} to {interval.high:.2f}"
         return f"{interval.mean:.2f} ({between})"
-    below, above = (sum(limit.kind == kind for limit in limits) for kind in ("below", "above"))
+    below, above, unknown = (sum(limit.kind == kind for limit in limits) for kind in ("below", "above", "unknown"))
     texts = []
     if below:
         share = f"{SHARE_OF_ACHIEVABLE:.0%}".replace("%", " %")
         texts.append(f"not reached: below {share} at load {low:g} already ({below} of {seeds} seeds)")
     if above:
         texts.append(f"{high:g} or more ({above} of {seeds} seeds)")
+    if unknown:
+        texts.append(f"not known: no task was dispatched ({unknown} of {seeds} seeds)")
     if found:
         span = f"{min(found):.2f}" + (f" to {max(found):.2f}" if len(found) > 1 else "")
         texts.append(f"{span} ({len(found)} of {seeds} seeds)")

@@ -6,6 +6,7 @@ What cannot be told apart is said to be so; nothing is claimed from one seed.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import pandas as pd
 
@@ -248,7 +249,7 @@ def notes(
     warm_up_s: float,
     cool_down_s: float,
     schedulers: Sequence[str],
-    loads: Sequence[Mapping[str, float]] = (),
+    loads: Sequence[Mapping[str, float | None]] = (),
     capacity_tasks_per_s: float | None = None,
 ) -> list[str]:
     """What a reader must know to read the tables.
@@ -284,11 +285,11 @@ def notes(
     if reference != REFERENCE and len(schedulers) > 1:
         said.append(f"Differences are taken to {reference}, the first policy listed, since {REFERENCE} is not in this sweep.")
     if capacity_tasks_per_s is not None:
-        said += [_overload(load, capacity_tasks_per_s) for load in loads if load["fraction_of_capacity"] > 1]
+        said += [_overload(load, capacity_tasks_per_s) for load in loads if (load["fraction_of_capacity"] or 0) > 1]
     return said
 
 
-def _overload(load: Mapping[str, float], capacity_tasks_per_s: float) -> str:
+def _overload(load: Mapping[str, Any], capacity_tasks_per_s: float) -> str:
     return (
         f"Load {load['load']:g} is above capacity: {load['dispatched_tasks_per_s']:.1f} tasks/s, "
         f"{load['fraction_of_capacity'] * 100:.0f} % of the {capacity_tasks_per_s:.1f} tasks/s that the cluster can serve. "

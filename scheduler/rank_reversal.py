@@ -35,7 +35,7 @@ def _score_then_completion(scored: tuple[float, Node]) -> tuple[float, float]:
 
 
 class RankReversalProbe(BaseScheduler):
-    """A TOPSIS policy that is watched: choices and scores are the policy's own.
+    """A TOPSIS policy that is watched: choices and scores are the policy's own, if it draws nothing at random.
 
     Args:
         inner: the policy.

@@ -13,7 +13,6 @@ from comparison.load_limits import SHARE_OF_ACHIEVABLE
 from deadline_adapter import DeadlineAdapter
 from main_pregenerated import Scenario, build_scenario, run_experiment
 from metric_collector import MetricCollector
-from mobility.mobility_manager import Mobility
 from performance_profile import PerformanceProfile
 from run_figures import jain_index, mean, percentiles, ratio
 from scheduler import create_scheduler
@@ -22,7 +21,7 @@ from scheduler.topsis_scheduler import TopsisScheduler
 from settings import Settings
 from simulated_cluster import SimulatedCluster
 from sweep.cells import Cell, Kind, Result, code_hash
-from task import DISPATCHED, TaskResult
+from task import DISPATCHED, Outcome, TaskResult
 from task_figures import TaskFigures
 from task_generator import scenario_sha256
 from utils import HarnessError, random_stream
@@ -114,11 +113,11 @@ def _run(cell: Cell) -> Result:
     if cluster.failure:
         raise cluster.failure
     dispatched = collector.tasks().of(*DISPATCHED)
-    above_idle_j = sum(node.above_idle_j or 0.0 for node in cluster.energy().values())
     window = Window.of(settings.duration_s)
     counted = dispatched.arriving(*window)
     utilisation = {name: _busy_s(dispatched.on_node(name), profile.overhead_s(name), window) / window.length_s for name in names}
-    response = percentiles(counted["response_time_s"]) or dict.fromkeys(("mean", "p50", "p95", "p99"))
+    answered = counted.where(~np.isnan(counted["completion_time_s"]))
+    response = _response_times(counted)
     row = {
         "scheduler": settings.scheduler,
         "queue_discipline": settings.queue_discipline,
@@ -129,17 +128,18 @@ def _run(cell: Cell) -> Result:
         "achievable_slo_rate": mean(collector.achievable(counted)),
         "response_p50_s": response["p50"],
         "response_p99_s": response["p99"],
-        **_energy_figures(counted, profile),
+        **_energy_figures(counted, settings, profile),
         "load_fairness": jain_index(list(utilisation.values())),
-        "adapted_deadline_compliance_rate": ratio(len(counted.of(DISPATCHED[0])), len(counted)),
-        "delivered_rate": ratio(_delivered(counted, world.scenario.mobility), len(counted)),
+        "adapted_deadline_compliance_rate": ratio(len(counted.of(Outcome.ON_TIME)), len(counted)),
+        "delivered_rate": ratio(collector.delivered_count(answered), len(counted)),
         "response_mean_s": response["mean"],
         "response_p95_s": response["p95"],
-        "failed": len(counted.of(DISPATCHED[2])),
+        "failed": len(counted.of(Outcome.FAILED)),
+        "unanswered": len(counted) - len(answered),
         "missed": _missed(counted),
         "rank_reversal_rate": probe.rate if probe else None,
         "untrimmed_slo_compliance_rate": mean(dispatched["met_fixed_deadline"]),
-        "untrimmed_above_idle_per_task_j": ratio(above_idle_j, len(dispatched)),
+        "untrimmed_above_idle_per_task_j": _energy_figures(dispatched, settings, profile)["above_idle_per_task_j"],
         **{f"utilisation_{name}": share for name, share in utilisation.items()},
         "scenario_sha256": world.sha256,
     }
@@ -148,13 +148,6 @@ def _run(cell: Cell) -> Result:
 
 def _missed(tasks: TaskFigures) -> int:
     return len(tasks) - int(tasks["met_fixed_deadline"].sum())
-
-
-def _delivered(tasks: TaskFigures, mobility: Mobility) -> int:
-    """How many of the answers found their device in the cell."""
-    answered = tasks.where(~np.isnan(tasks["completion_time_s"]))
-    task_id, device_id = answered["task_id"].astype(np.int64), answered["device_id"].astype(np.int64)
-    return int(mobility.covered(task_id, device_id, answered["completion_time_s"]).sum())
 
 
 def _deadline_figures(tasks: TaskFigures, slo_classes: Sequence[str]) -> dict[str, float | None]:
@@ -167,12 +160,26 @@ def _deadline_figures(tasks: TaskFigures, slo_classes: Sequence[str]) -> dict[st
     }
 
 
-def _energy_figures(tasks: TaskFigures, profile: PerformanceProfile) -> dict[str, float | None]:
-    """Energy above idle of the completed ones of `tasks`, joules per task and per task that met its fixed deadline."""
-    above_idle_j = sum(
-        (node.busy_w - node.idle_w) * float(np.nansum(tasks.on_node(name)["inference_time_s"]))
-        for name, node in profile.nodes.items()
-    )
+def _response_times(tasks: TaskFigures) -> Mapping[str, float | None]:
+    """Mean and percentiles of the response time, seconds; a task without an answer took for ever, and None stands for that."""
+    response_s = tasks["response_time_s"]
+    figures = percentiles(np.where(np.isnan(response_s), np.inf, response_s)) or {}
+    return {name: figures[name] if math.isfinite(figures.get(name, math.inf)) else None for name in ("mean", "p50", "p95", "p99")}
+
+
+def _energy_figures(tasks: TaskFigures, settings: Settings, profile: PerformanceProfile) -> dict[str, float | None]:
+    """Energy above idle of the inference of `tasks`, joules per task and per task that met its fixed deadline.
+
+    Tasks that were still unanswered at the drain timeout count with what they would have taken on the node they were given to:
+    a policy does not save energy by not serving.
+    """
+    above_idle_j = 0.0
+    for name, node in profile.nodes.items():
+        sigma, mean_s = profile.sigma(name), profile.service_time_s(name)
+        on_node = tasks.on_node(name)
+        for model in (model for model in settings.models if model in mean_s):
+            service_s = mean_s[model] * np.exp(sigma * on_node.of_model(model)["service_noise"] - sigma**2 / 2)
+            above_idle_j += (node.busy_w - node.idle_w) * float(service_s.sum())
     return {
         "above_idle_per_task_j": ratio(above_idle_j, len(tasks)),
         "above_idle_per_on_time_task_j": ratio(above_idle_j, len(tasks) - _missed(tasks)),
@@ -184,7 +191,7 @@ def _busy_s(tasks: TaskFigures, overhead_s: float, window: Window) -> float:
 
     Half of a request's overhead lies behind its inference.
     """
-    end_s = tasks["arrival_time_s"] + tasks["response_time_s"] - overhead_s / 2
+    end_s = tasks["completion_time_s"] - overhead_s / 2
     start_s = end_s - tasks["inference_time_s"]
     inside_s = np.minimum(end_s, window.before_s) - np.maximum(start_s, window.since_s)
     return float(np.nansum(np.maximum(inside_s, 0.0)))
@@ -209,7 +216,6 @@ def _bound(cell: Cell) -> Result:
         cell.profile,
         list(cell.profile.nodes),
         until_s=cell.settings.duration_s + cell.settings.requests.drain_timeout_s,
-        connections=cell.settings.requests.connections_per_node,
     )
     return {**vars(bound), "prices": [list(pair) for pair in bound.prices]}
 
@@ -253,9 +259,14 @@ class _Verdict:
 
 
 def _limit(cell: Cell) -> Result:
-    """Whether the policy bears the load: compliance of at least SHARE_OF_ACHIEVABLE of the achievable one, over the window."""
+    """Whether the policy bears the load: compliance of at least SHARE_OF_ACHIEVABLE of the achievable one, over the window.
+
+    None where no task is dispatched in the window.
+    """
     settings, profile = cell.settings, cell.profile
     world, names = _world(settings), list(profile.nodes)
+    if not world.counted.any():
+        return {"meets": None}
     due_s = (world.scenario.trace.arrival_time_s + world.fixed_deadline_s)[world.counted]
     verdict = _Verdict(due_s, misses_allowed(len(due_s), _achievable(world, cell)), Window.of(settings.duration_s))
     scheduler = create_scheduler(settings.scheduler, settings, random_stream(settings.seed, "policy"))

@@ -116,6 +116,8 @@ def find_limits(
     while len(limits) < len(verdicts):
         asked: dict[tuple[Policy, int], Cell] = {}
         for (policy, seed), known in verdicts.items():
+            if (policy, seed) in limits:
+                continue
             answer = next_load(known)
             if isinstance(answer, LoadLimit):
                 limits[policy, seed] = answer
@@ -123,7 +125,11 @@ def find_limits(
                 asked[policy, seed] = plan.limit_cell(policy, answer, seed)
         results = finish(sorted(asked.values(), key=lambda cell: (-cell.settings.load, cell.settings.seed)))
         for who, cell in asked.items():
-            verdicts[who][cell.settings.load] = results[cell.key]["meets"]
+            meets = results[cell.key]["meets"]
+            if meets is None:
+                limits[who] = LoadLimit(None, "unknown")
+            else:
+                verdicts[who][cell.settings.load] = meets
     return limits
 
 

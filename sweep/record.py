@@ -157,6 +157,8 @@ def _recorded(folder: Path) -> SweepRecord:
 def _first_difference(now: Any, before: Any, at: str = "") -> str | None:
     """Where two JSON-able values differ first, and how; None where they do not."""
     if isinstance(now, dict) and isinstance(before, dict):
+        if sorted(now) == sorted(before) and list(now) != list(before):
+            return f"{at}: found the order {', '.join(now)}, expected {', '.join(before)}"
         keys = dict.fromkeys([*before, *now])
         deeper = (_first_difference(now.get(key), before.get(key), f"{at}.{key}" if at else key) for key in keys)
         return next(filter(None, deeper), None)

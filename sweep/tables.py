@@ -136,11 +136,18 @@ def _bound_table(bounds: Mapping[tuple[float, int], ClairvoyantBound]) -> pd.Dat
     return pd.DataFrame(rows)
 
 
-def _loads(cells: pd.DataFrame, window_s: float, capacity_per_s: float) -> list[dict[str, float]]:
-    """Tasks per second that were dispatched at each load, mean over seeds, and as a share of what the cluster can serve."""
+def _loads(cells: pd.DataFrame, window_s: float, capacity_per_s: float) -> list[dict[str, float | None]]:
+    """Tasks per second that were dispatched at each load, mean over seeds, and as a share of what the cluster can serve.
+
+    The share is None where no node serves one of the models, and the capacity is 0 for that.
+    """
     rates = cells.groupby("load", sort=False)["tasks"].mean() / window_s
     return [
-        {"load": float(load), "dispatched_tasks_per_s": float(rate), "fraction_of_capacity": float(rate / capacity_per_s)}
+        {
+            "load": float(load),
+            "dispatched_tasks_per_s": float(rate),
+            "fraction_of_capacity": float(rate / capacity_per_s) if capacity_per_s else None,
+        }
         for load, rate in rates.items()
     ]
 

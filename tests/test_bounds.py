@@ -1,6 +1,5 @@
 """Bounds: below the exact optimum of small instances and below every policy, and as high as can be where that is known."""
 
-import functools
 import itertools
 import math
 from dataclasses import replace
@@ -24,10 +23,9 @@ from utils import random_stream
 TWO_NODES = {"fast": {"small": 60.0, "large": 120.0}, "slow": {"small": 110.0, "large": 300.0}}
 
 
-def bound(arrival_s, deadline_s, models, profile, noise=None, connections=None):
+def bound(arrival_s, deadline_s, models, profile, noise=None):
     z = np.zeros(len(arrival_s)) if noise is None else noise
-    arrivals = np.array(arrival_s), np.array(deadline_s), models, z
-    return clairvoyant_bound(*arrivals, profile, list(profile.nodes), connections=connections)
+    return clairvoyant_bound(np.array(arrival_s), np.array(deadline_s), models, z, profile, list(profile.nodes))
 
 
 # Exact optimum by looking at every schedule.
@@ -46,31 +44,7 @@ def fits(jobs):
     return False
 
 
-def fits_connections(jobs, half_s, connections):
-    """The same where each request is in flight from its sending to its answer, and `connections` of them may be at once.
-
-    Every order of sending and of serving is looked at. The earliest times of each obey one another in rounds, until they stay.
-    """
-    last_s = max((due_s for _, due_s, _ in jobs), default=0.0)
-    for sending, serving in itertools.product(itertools.permutations(range(len(jobs))), repeat=2):
-        sent_s, answer_s, before = [release_s - half_s for release_s, _, _ in jobs], [-math.inf] * len(jobs), None
-        while before != (sent_s, answer_s) and max(answer_s, default=-math.inf) <= last_s + half_s:
-            before = sent_s.copy(), answer_s.copy()
-            for place, j in enumerate(sending):
-                earlier = sending[:place]
-                answered_s = sorted(answer_s[i] for i in earlier)
-                free_s = answered_s[place - connections] if place >= connections else -math.inf
-                sent_s[j] = max(sent_s[j], free_s, *(sent_s[i] for i in earlier))
-            free_s = -math.inf
-            for j in serving:
-                free_s = max(free_s, sent_s[j] + half_s) + jobs[j][2]
-                answer_s[j] = free_s + half_s
-        if all(answer_s[j] - half_s <= due_s for j, (_, due_s, _) in enumerate(jobs)):
-            return True
-    return False
-
-
-def schedules(arrival_s, deadline_s, models, noise, profile, horizon_s, connections=None):
+def schedules(arrival_s, deadline_s, models, noise, profile, horizon_s):
     """Misses and energy of every schedule that answers all tasks; late answers only have to fit into the horizon."""
     nodes = list(profile.nodes)
     service_s = [
@@ -83,16 +57,11 @@ def schedules(arrival_s, deadline_s, models, noise, profile, horizon_s, connecti
     def job(j, n):
         return arrival_s[j] + half_s[n], arrival_s[j] + deadline_s[j] - half_s[n], service_s[j][n]
 
-    @functools.cache
-    def possible(n, chosen):
-        jobs = [job(j, n) for j in chosen]
-        return fits(jobs) if connections is None else fits_connections(jobs, half_s[n], connections)
-
     outcomes = set()
     for chosen in itertools.product(itertools.product(range(len(nodes)), [True, False]), repeat=len(models)):
         time_s = [sum(service_s[j][n] for j, (at, _) in enumerate(chosen) if at == n) for n in range(len(nodes))]
-        on_time = [tuple(j for j, choice in enumerate(chosen) if choice == (n, True)) for n in range(len(nodes))]
-        if max(time_s) <= horizon_s and all(possible(n, of_node) for n, of_node in enumerate(on_time)):
+        jobs = [[job(j, n) for j, (at, on_time) in enumerate(chosen) if at == n and on_time] for n in range(len(nodes))]
+        if max(time_s) <= horizon_s and all(fits(of_node) for of_node in jobs):
             outcomes.add((sum(not on_time for _, on_time in chosen), sum(np.multiply(watts, time_s))))
     return outcomes
 
@@ -109,23 +78,10 @@ def small_instance(seed):
     return arrival_s, deadline_s, models, rng.standard_normal(n), profile.model_copy(update={"nodes": nodes})
 
 
-def small_instance_of_requests(seed):
-    """Up to four crowded tasks, most of them shorter than the request overhead, on one or two nodes."""
-    rng = np.random.default_rng(seed)
-    n = int(rng.integers(2, 5))
-    arrival_s = np.sort(0.03 * rng.random(n))
-    deadline_s = rng.uniform(0.08, 0.15, n)
-    models = [str(model) for model in rng.choice(["tiny", "tiny", "small"], n)]
-    means = {"fast": {"tiny": 10.0, "small": 40.0}, "slow": {"tiny": 20.0, "small": 70.0}}
-    chosen = {name: means[name] for name in list(means)[: int(rng.integers(1, 3))]}
-    profile = small_profile(chosen, overhead_ms=float(rng.uniform(30.0, 60.0)), cv=float(rng.choice([0.0, 0.1])))
-    return arrival_s, deadline_s, models, rng.standard_normal(n), profile
-
-
-def require_below_optimum(seed, until_s=math.inf, instance=small_instance, connections=None):
-    arrival_s, deadline_s, models, noise, profile = instance(seed)
-    found = clairvoyant_bound(arrival_s, deadline_s, models, noise, profile, list(profile.nodes), until_s, connections)
-    outcomes = schedules(arrival_s, deadline_s, models, noise, profile, until_s - arrival_s[0], connections)
+def require_below_optimum(seed, until_s=math.inf):
+    arrival_s, deadline_s, models, noise, profile = small_instance(seed)
+    found = clairvoyant_bound(arrival_s, deadline_s, models, noise, profile, list(profile.nodes), until_s)
+    outcomes = schedules(arrival_s, deadline_s, models, noise, profile, until_s - arrival_s[0])
     least_j = [min((j + price_j * m for m, j in outcomes), default=math.inf) for price_j, _ in found.prices]
     fewest = min((misses for misses, _ in outcomes), default=math.inf)
     assert found.misses_per_task_minimum <= found.misses <= fewest
@@ -148,78 +104,13 @@ def test_bounds_with_a_last_moment_for_answers_are_below_the_optimum_of_small_in
     assert any(found.prices[0][1] > without.prices[0][1] for (found, _, _), without in zip(results[:10], endless, strict=True))
 
 
-def nonsense_of(rng):
-    """A solver whose answers are noise."""
+def test_bounds_hold_whatever_the_solver_says(monkeypatch):
+    rng = np.random.default_rng(7)
 
     def nonsense(cost, A_ub, **_):  # noqa: N803 - scipy's name
         return SimpleNamespace(x=rng.random(len(cost)), ineqlin=SimpleNamespace(marginals=rng.normal(-0.5, 1.0, A_ub.shape[0])))
 
-    return nonsense
-
-
-@pytest.mark.parametrize("connections", [1, 2, 3])
-def test_bounds_with_connections_are_below_the_optimum_of_small_instances(connections):
-    of = {"instance": small_instance_of_requests, "connections": connections}
-    results = [require_below_optimum(seed, **of) for seed in range(60)]
-    assert np.mean([found.misses == misses for found, misses, _ in results]) > 0.8
-    unlimited = [require_below_optimum(seed, instance=small_instance_of_requests) for seed in range(60)]
-    binds = sum(misses > without for (_, misses, _), (_, without, _) in zip(results, unlimited, strict=True))
-    raised = sum(found.misses > without.misses for (found, _, _), (without, _, _) in zip(results, unlimited, strict=True))
-    assert (binds > 0) == (connections < 3)
-    assert connections != 1 or raised > 0.8 * binds
-
-
-@pytest.mark.parametrize("connections", [1, 2, 3])
-def test_bounds_with_connections_hold_whatever_the_solver_says(monkeypatch, connections):
-    monkeypatch.setattr(bounds, "linprog", nonsense_of(np.random.default_rng(8)))
-    for seed in range(30):
-        require_below_optimum(seed, instance=small_instance_of_requests, connections=connections)
-
-
-def served_by_one_node(rng, tasks, connections, half_s, means_ms):
-    """Sending, start and end of the runs, seconds, of tasks that a node serves as they reach its accelerator."""
-    answers_s: list[float] = []
-    runs: list[tuple[float, float, float]] = []
-    free_s, sent_s = -math.inf, 0.0
-    for _ in range(tasks):
-        if len(answers_s) >= connections:
-            sent_s = max(sent_s, answers_s[-connections])
-        sent_s += float(rng.choice([0.0, 0.0, 0.01])) * rng.random()
-        start_s = max(sent_s + half_s, free_s)
-        free_s = start_s + float(rng.choice(means_ms)) / 1e3 * rng.uniform(0.5, 1.5)
-        answers_s.append(free_s + half_s)
-        runs.append((sent_s, start_s, free_s))
-    return np.array(runs).T
-
-
-@pytest.mark.parametrize("connections", [None, 1, 2, 3])
-def test_what_a_node_can_do_obeys_every_cut(connections):
-    for seed in range(60):
-        rng = np.random.default_rng(seed)
-        half_s, tasks = rng.uniform(0.0, 0.03), int(rng.integers(2, 13))
-        in_flight = tasks if connections is None else connections
-        sent_s, start_s, end_s = served_by_one_node(rng, tasks, in_flight, half_s, [5.0, 20.0, 80.0])
-        waited_s, left_s = rng.choice([0.0, 0.0, 0.01, 0.1], (2, tasks)) * rng.random((2, tasks))
-        release_s, due_s = sent_s - waited_s + half_s, end_s + left_s
-        world = bounds._Tasks(
-            np.ones((tasks, 1), dtype=bool),
-            (end_s - start_s)[:, None],
-            release_s[:, None],
-            due_s[:, None],
-            np.array([2 * half_s]),
-            np.ones(1),
-        )
-        block = bounds._Block(world, np.arange(tasks), connections)
-        first_s, last_s = np.sort(rng.uniform(release_s.min(), due_s.max(), (2, 200)), axis=0)
-        for resource in block._resources:
-            block._cut(resource, first_s, last_s)
-        used_s = block._cuts @ np.ones(tasks)
-        assert np.all(used_s <= block._length_s + 1e-12)
-        assert np.max(used_s / block._length_s) > 0.5
-
-
-def test_bounds_hold_whatever_the_solver_says(monkeypatch):
-    monkeypatch.setattr(bounds, "linprog", nonsense_of(np.random.default_rng(7)))
+    monkeypatch.setattr(bounds, "linprog", nonsense)
     for seed in range(20):
         require_below_optimum(seed)
 
@@ -254,30 +145,6 @@ def test_tasks_that_fit_one_after_the_other_are_not_missed():
     profile = small_profile({"a": {"m": 100.0}}, overhead_ms=20.0)
     assert bound([0.0, 0.0], [0.22, 0.22], ["m"] * 2, profile).misses == 0
     assert bound([0.0, 0.0], [0.219, 0.219], ["m"] * 2, profile).misses == 1
-
-
-def test_tasks_of_one_connection_take_the_overhead_one_after_the_other():
-    # 10 ms of service and 50 ms of overhead hold the connection for 60 ms.
-    profile = small_profile({"a": {"m": 10.0}}, overhead_ms=50.0)
-    assert [bound([0.0, 0.0], [end_s] * 2, ["m"] * 2, profile, connections=1).misses for end_s in (0.119, 0.121)] == [1, 0]
-    assert [bound([0.0, 0.0], [0.119] * 2, ["m"] * 2, profile, connections=c).misses for c in (2, None)] == [0, 0]
-
-
-def test_short_tasks_on_two_connections_wait_for_the_overhead_of_those_before():
-    # 20 tasks at once, 10 ms of service, 50 ms of overhead: a pair of them every 60 ms, so 16 in 0.5 s; without a limit all.
-    profile = small_profile({"a": {"m": 10.0}}, overhead_ms=50.0)
-    arrivals = np.zeros(20), np.full(20, 0.5), ["m"] * 20, profile
-    assert bound(*arrivals).misses == 0
-    assert 1 <= bound(*arrivals, connections=2).misses <= 4
-
-
-def test_long_tasks_hide_the_overhead_of_short_ones_only_one_at_a_time():
-    # 12 of 10 ms and 12 of 50 ms, overhead 50 ms: by step 6 a short one counts for 30 ms, a long one for 50 ms, which is 0.96 s;
-    # the accelerator runs for 0.72 s.
-    profile = small_profile({"a": {"short": 10.0, "long": 50.0}}, overhead_ms=50.0)
-    arrivals = np.zeros(24), np.full(24, 0.85), ["short", "long"] * 12, profile
-    assert bound(*arrivals).misses == 0
-    assert bound(*arrivals, connections=2).misses >= 1
 
 
 def test_more_work_than_fits_into_a_long_interval_is_missed():
@@ -351,7 +218,6 @@ def bound_of(trace, settings, order=None):
         profile,
         list(profile.nodes),
         trace.duration_s + settings.requests.drain_timeout_s,
-        settings.requests.connections_per_node,
     )
 
 

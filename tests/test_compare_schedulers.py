@@ -13,10 +13,11 @@ import sys
 
 import pandas as pd
 import pytest
+import yaml
 
 from compare_schedulers import main, parse_options
 from sweep import cells, record, store, workers
-from tests.helpers import eventually
+from tests.helpers import default_profile, eventually
 from utils import PROJECT_ROOT
 
 FEW = [
@@ -37,7 +38,7 @@ CELL_COLUMNS = (
     "scheduler,queue_discipline,load,seed,tasks,slo_compliance_rate,slo_hard,slo_normal,slo_soft,fixed_deadline_compliance_rate,"
     "base_deadline_compliance_rate,achievable_slo_rate,response_p50_s,response_p99_s,above_idle_per_task_j,"
     "above_idle_per_on_time_task_j,load_fairness,adapted_deadline_compliance_rate,delivered_rate,response_mean_s,response_p95_s,"
-    "failed,missed,rank_reversal_rate,untrimmed_slo_compliance_rate,untrimmed_above_idle_per_task_j,utilisation_coral1,"
+    "failed,unanswered,missed,rank_reversal_rate,untrimmed_slo_compliance_rate,untrimmed_above_idle_per_task_j,utilisation_coral1,"
     "utilisation_coral2,utilisation_jetson1,utilisation_jetson2,utilisation_hailo1,utilisation_hailo2,scenario_sha256"
 )
 
@@ -157,6 +158,19 @@ def test_every_table_of_the_contract_is_there_with_its_columns(finished):
     assert pd.read_csv(finished / "load_limits.csv")["seeds"].tolist() == [2, 2]
     assert set(pd.read_csv(finished / "ablation.csv")["without"]) == {"slack", "performance", "power", "load"}
     assert {path.suffix for path in (finished / "cells").iterdir()} == {".json"}
+
+
+def test_model_that_no_node_serves_ends_no_comparison(compare, tmp_path):
+    profile = default_profile().model_dump(mode="json")
+    profile["latency"]["nobody"] = {"provenance": "estimated", "mean_ms": {}}
+    (tmp_path / "profile.yaml").write_text(yaml.safe_dump(profile))
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"performance_profile": "profile.yaml", "models": ["mobilenet", "nobody"]}))
+    status, _, err = compare(*FEW, "--config", config)
+    assert (status, err) == (0, "")
+    (folder,) = (tmp_path / "comparisons").iterdir()
+    content = json.loads((folder / "comparison.json").read_text())
+    assert content["capacity_tasks_per_s"] == 0 and content["loads"][0]["fraction_of_capacity"] is None
 
 
 def test_bound_is_no_higher_than_what_any_policy_reaches(finished):
@@ -339,6 +353,15 @@ def test_profile_that_changed_is_refused_by_name(compare, folder, tmp_path):
     status, _, err = compare("--config", tmp_path / "config.yaml", resume=folder)
     assert status == 2 and "the performance profile changed since" in one_line(err)
     assert "cv.hailo: found 0.004, expected 0.003" in err
+
+
+def test_nodes_in_another_order_are_refused(compare, folder, tmp_path):
+    profile = default_profile().model_dump(mode="json")
+    profile["nodes"] = dict(reversed(profile["nodes"].items()))
+    (tmp_path / "profile.yaml").write_text(yaml.safe_dump(profile, sort_keys=False))
+    (tmp_path / "config.yaml").write_text("performance_profile: profile.yaml\n")
+    status, _, err = compare("--config", tmp_path / "config.yaml", resume=folder)
+    assert status == 2 and "nodes: found the order hailo2, hailo1" in one_line(err)
 
 
 def test_source_code_that_changed_is_refused_by_name(compare, folder, monkeypatch):

@@ -26,6 +26,7 @@ def cell(scheduler="topsis", seed=42, load=1.0, queue="fifo", compliance=0.9, en
         "above_idle_per_on_time_task_j": 0.1,
         "load_fairness": 0.7,
         "failed": 0,
+        "unanswered": 0,
         "missed": round(1000 * (1 - compliance)),
         "rank_reversal_rate": None,
         "scenario_sha256": f"{load:04.1f}{seed}" * 8,

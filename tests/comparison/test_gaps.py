@@ -29,11 +29,18 @@ def test_gaps_by_hand():
 
 def test_policy_that_left_a_task_unanswered_has_no_energy_gap():
     runs = cells({"topsis": ([0.96, 0.92], [0.084, 0.105])})
-    runs.loc[1, "failed"] = 1
+    runs.loc[1, "unanswered"] = 1
     (gap,) = gaps(runs, BOUNDS).to_dict("records")
     assert gap["miss_gap"] == pytest.approx(0.02)
     for name in GAP_COLUMNS[8:]:
         assert math.isnan(gap[name])
+
+
+def test_nodes_that_draw_no_more_when_busy_have_no_energy_gap():
+    runs = cells({"topsis": ([0.96, 0.92], [0.0, 0.0])})
+    free = {key: PricedBound(bound.tasks, bound.misses, [(0, 0.0)]) for key, bound in BOUNDS.items()}
+    (gap,) = gaps(runs, free).to_dict("records")
+    assert gap["miss_gap"] == pytest.approx(0.02) and math.isnan(gap["energy_excess"])
 
 
 def test_runs_without_a_bound_have_no_gap():

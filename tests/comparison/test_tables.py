@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -50,20 +51,28 @@ def test_pairs_are_by_seed_whatever_the_order_of_the_rows():
     pd.testing.assert_frame_equal(tables.compared(shuffled, "earliest_completion"), in_order)
 
 
-def test_seed_that_a_policy_lacks_is_left_out_of_its_mean_and_its_difference():
-    lacking = cells(THREE).iloc[:-1]
-    random = row(tables.compared(lacking, "earliest_completion"), scheduler="random", metric="slo_compliance_rate")
-    assert random["seeds"] == 2
-    assert random["mean"] == pytest.approx(0.55)
-    assert random["difference"] == pytest.approx(-0.36)
-
-
-def test_metric_without_any_value_has_no_row_and_missing_values_are_not_counted():
+def test_metric_that_one_run_lacks_has_neither_mean_nor_difference():
     table = cells(THREE)
-    table.loc[table["scheduler"] == "topsis", "rank_reversal_rate"] = [0.01, None, 0.03]
+    table.loc[table["scheduler"] == "random", "response_p99_s"] = [0.2, np.nan, 0.4]
+    compared = tables.compared(table, "earliest_completion")
+    random = row(compared, scheduler="random", metric="response_p99_s")
+    assert random["seeds"] == 2 and math.isnan(random["mean"]) and math.isnan(random["difference"])
+    assert row(compared, scheduler="topsis", metric="response_p99_s")["difference"] == 0
+
+
+def test_reference_that_lacks_a_figure_is_compared_with_none():
+    table = cells(THREE)
+    table.loc[table["scheduler"] == "earliest_completion", "response_p99_s"] = [0.2, np.nan, 0.4]
+    topsis = row(tables.compared(table, "earliest_completion"), scheduler="topsis", metric="response_p99_s")
+    assert topsis["mean"] == pytest.approx(0.3) and math.isnan(topsis["difference"])
+
+
+def test_metric_without_any_value_has_no_row():
+    table = cells(THREE)
+    table.loc[table["scheduler"] == "topsis", "rank_reversal_rate"] = [0.01, 0.02, 0.03]
     compared = tables.compared(table, "earliest_completion")
     reversal = row(compared, metric="rank_reversal_rate")
-    assert (reversal["scheduler"], reversal["seeds"]) == ("topsis", 2)
+    assert (reversal["scheduler"], reversal["seeds"]) == ("topsis", 3)
     assert reversal["mean"] == pytest.approx(0.02)
     assert math.isnan(reversal["difference"])
 

@@ -159,8 +159,8 @@ def test_gap_of_the_policy_that_meets_most():
     )
 
 
-def test_gap_of_a_policy_with_failed_tasks_says_nothing_of_energy():
-    table = cells({"a": ([0.96, 0.92], [0.084, 0.105])}).assign(failed=1)
+def test_gap_of_a_policy_with_unanswered_tasks_says_nothing_of_energy():
+    table = cells({"a": ([0.96, 0.92], [0.084, 0.105])}).assign(unanswered=1)
     assert verdict(table, gaps(table, BOUNDS))[2].endswith("a misses 2.00 points (−10.71 to 14.71) more.")
 
 

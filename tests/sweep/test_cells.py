@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from performance_profile import PerformanceProfile
 from sweep.cells import SOURCES
-from tests.helpers import default_settings, small_profile
+from tests.helpers import default_profile, default_settings, small_profile
 from utils import PROJECT_ROOT
 
 from .few_cells import cell
@@ -28,6 +29,13 @@ def test_key_changes_with_everything_that_bears_on_a_cell():
     ]
     assert len({one.key for one in [base, *others]}) == 1 + len(others)
     assert all(len(one.key) == 32 and set(one.key) <= set("0123456789abcdef") for one in others)
+
+
+def test_key_knows_the_order_of_the_nodes():
+    content = default_profile().model_dump()
+    turned = PerformanceProfile.model_validate({**content, "nodes": dict(reversed(content["nodes"].items()))})
+    assert turned == default_profile()
+    assert cell(profile=turned).key != cell().key
 
 
 def test_key_does_not_change_with_the_place_of_the_profile():

@@ -126,7 +126,7 @@ def test_bound_is_over_the_tasks_that_the_rows_count_and_survives_the_file():
     due_s = fixed_deadlines_s(trace, one.settings)[counted]
     names = list(one.profile.nodes)
     tasks = (trace.arrival_time_s[counted], due_s, models.tolist(), trace.service_noise[counted])
-    expected = clairvoyant_bound(*tasks, one.profile, names, until_s=12.0 + 60.0, connections=2)
+    expected = clairvoyant_bound(*tasks, one.profile, names, until_s=12.0 + 60.0)
     assert bound_of(json.loads(json.dumps(result_of(one)))) == expected
     assert expected.tasks == result_of(cell())["row"]["tasks"]
 
@@ -191,6 +191,20 @@ def test_every_module_that_a_worker_loads_is_hashed_or_known_not_to_bear_on_a_re
 
 def test_worker_loads_nothing_that_only_tables_and_figures_need(loaded):
     assert loaded.keys().isdisjoint({"pandas", "matplotlib", "jinja2", "comparison.tables"})
+
+
+def test_limit_without_any_task_is_no_verdict():
+    assert result_of(cell("limit", duration_s=0.001)) == {"meets": None}
+
+
+def test_tasks_left_unanswered_cost_what_they_would_have_taken_and_answered_for_ever():
+    requests = {"requests": {"drain_timeout_s": 0.5}}
+    cut, whole = (result_of(cell(scheduler="fastest_node", load=4.0, **changes))["row"] for changes in (requests, {}))
+    assert cut["unanswered"] > 50 and whole["unanswered"] == 0
+    assert cut["above_idle_per_task_j"] == pytest.approx(whole["above_idle_per_task_j"])
+    assert cut["missed"] >= whole["missed"]
+    assert cut["response_mean_s"] is None and cut["response_p99_s"] is None
+    assert whole["response_p99_s"] is not None and cut["response_p50_s"] == pytest.approx(whole["response_p50_s"], rel=0.3)
 
 
 def test_memory_stays_flat_over_cells():

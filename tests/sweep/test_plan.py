@@ -26,6 +26,13 @@ def test_search_starts_from_what_is_known_and_asks_every_policy_and_seed_in_one_
     assert not any(load == 1.0 for asked in rounds for _, _, load in asked)
 
 
+def test_without_any_task_a_highest_load_is_not_known():
+    one = plan(schedulers=["topsis"], seeds=[1])
+    who = (Policy("topsis", "fifo"), 1)
+    limits = find_limits(one, {who: {}}, lambda cells: {asked.key: {"meets": None} for asked in cells})
+    assert limits == {who: LoadLimit(None, "unknown")}
+
+
 def test_plan_has_a_run_for_every_policy_load_and_seed_a_bound_for_every_scenario_and_the_ablation_nearest_to_load_1():
     cells = plan(queue_disciplines=["fifo", "edf"]).cells()
     kinds = [one.kind for one in cells]
