@@ -54,8 +54,16 @@ def write_comparison_report(folder: Path, output: Path | None = None, png: bool 
     return write_page(folder, output or folder, png)
 
 
-def write_report(folder: Path, output: Path | None = None, png: bool = False) -> Path:
+def write_report(folder: Path, output: Path | None = None, png: bool | None = None) -> Path:
     """Make the report of whatever `folder` holds, a run or a comparison.
+
+    Args:
+        folder: of the run or of the comparison.
+        output: where `report.html`, `figures/` and `tables/` go; default: `folder`.
+        png: whether the figures are written as PNG too; default: those of a comparison are, those of a run are not.
+
+    Returns:
+        The path of the page.
 
     Raises:
         UsageError: it holds neither.
@@ -66,8 +74,8 @@ def write_report(folder: Path, output: Path | None = None, png: bool = False) ->
             f"{folder}: expected the folder of a run or of a comparison, found {'a file' if folder.exists() else 'nothing'}"
         )
     if (folder / "comparison.json").exists():
-        return write_comparison_report(folder, output, png)
-    return write_run_report(folder, output, png)
+        return write_comparison_report(folder, output, True if png is None else png)
+    return write_run_report(folder, output, bool(png))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,7 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = OptionParser("report.py", "Make the report of a run or of a comparison again.")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder of a run or of a comparison")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where the report goes (FOLDER)")
-    parser.add_argument("--png", action="store_true", help="write the figures as PNG of 300 dpi too")
+    parser.add_argument(
+        "--png", action="store_true", default=None, help="write the figures as PNG of 300 dpi too, as a comparison does anyway"
+    )
 
     def run() -> int:
         options = parser.parse_args(arguments)

@@ -119,7 +119,7 @@ def pareto(points: pd.DataFrame, frontier: pd.DataFrame | None, look: Mapping[Po
 
     Args:
         points: the columns of pareto.csv.
-        frontier: load, miss_rate, above_idle_per_task_j: what no schedule can be below; or None.
+        frontier: load, miss_rate, above_idle_per_task_j: what no schedule that answers every task can be below; or None.
         look: how each policy is drawn.
     """
     loads = sorted(points["load"].unique())

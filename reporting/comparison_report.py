@@ -1,5 +1,6 @@
 """The page of a comparison."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -8,38 +9,28 @@ from typing import Any
 
 import pandas as pd
 
+from comparison.gaps import FRONTIER_COLUMNS, GAP_COLUMNS
+from comparison.tables import ABLATION_COLUMNS, COMPARISON_COLUMNS, KEYS, LOAD_LIMIT_COLUMNS, PARETO_COLUMNS
 from reporting import comparison_plots as plots
 from reporting.page import Page
-from reporting.reading import header_of, mapping_at, read_json, read_table
+from reporting.reading import header_of, list_at, mapping_at, number_of, read_json, read_table, rows_at
 from reporting.style import looks
 from reporting.tables import kind_of
 
 _POLICY = ("scheduler", "queue_discipline")
 _SWEEP_COLUMNS = {
-    "cells": (*_POLICY, "load", "achievable_slo_rate"),
-    "minutes": (*_POLICY, "load", "minute", "fixed_deadline_compliance_rate"),
-    "comparison": (
-        *(*_POLICY, "load", "metric", "seeds", "mean", "low", "high"),
-        *("difference", "difference_low", "difference_high", "p_value", "p_holm"),
-    ),
-    "pareto": (
-        *(*_POLICY, "load", "miss_rate", "miss_rate_low", "miss_rate_high", "above_idle_per_task_j"),
-        *("above_idle_per_task_j_low", "above_idle_per_task_j_high", "on_front"),
-    ),
+    "cells": (*KEYS, "achievable_slo_rate"),
+    "minutes": (*KEYS, "minute", "fixed_deadline_compliance_rate"),
+    "comparison": COMPARISON_COLUMNS,
+    "pareto": PARETO_COLUMNS,
     "bounds": (
         *("load", "seed", "tasks", "miss_rate_per_task_minimum", "miss_rate_bound", "energy_per_task_minimum_j"),
         *("energy_bound_j", "energy_bound_at_fewest_misses_j"),
     ),
-    "gaps": (
-        *(*_POLICY, "load", "miss_rate", "miss_rate_bound", "miss_gap", "miss_gap_low", "miss_gap_high"),
-        *("above_idle_per_task_j", "energy_bound_at_its_misses_j", "energy_excess", "energy_excess_low", "energy_excess_high"),
-    ),
-    "frontier": ("load", "miss_rate", "above_idle_per_task_j"),
-    "load_limits": (*_POLICY, "seeds", "found", "mean", "low", "high", "text"),
-    "ablation": (
-        *(*_POLICY, "load", "without", "metric", "seeds", "mean"),
-        *("difference", "difference_low", "difference_high", "p_holm"),
-    ),
+    "gaps": GAP_COLUMNS,
+    "frontier": FRONTIER_COLUMNS,
+    "load_limits": LOAD_LIMIT_COLUMNS,
+    "ablation": ABLATION_COLUMNS,
 }
 """Columns of the tables that a comparison leaves in its folder, as far as the report shows them."""
 
@@ -55,7 +46,8 @@ def write_page(folder: Path, output: Path, png: bool) -> Path:
     page, sweep = Page(output, png), _read_comparison(folder, about)
     _draw_figures(sweep, page)
     _add_tables(sweep, page)
-    return page.write("comparison.html", about=about, policies=sweep.policies())
+    said = {name: list_at(about, name) for name in ("verdict", "notes")}
+    return page.write("comparison.html", about=about, policies=sweep.policies(), **said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +77,16 @@ class _Comparison:
     def utilisation(self) -> pd.DataFrame:
         """Mean over the seeds of each node's busy share, by policy and load."""
         columns = [f"utilisation_{node}" for node in self.nodes]
-        return self.tables["cells"].groupby([*_POLICY, "load"], sort=False)[columns].mean().reset_index()
+        return self.tables["cells"].groupby(list(KEYS), sort=False)[columns].mean().reset_index()
 
     def trim_s(self) -> tuple[float, float, float]:
         """Length of a run, of its warm-up and of its cool-down, in seconds."""
-        minutes = self.tables["minutes"]["minute"].max() + 1
-        duration_s = mapping_at(self.about, "settings").get("duration_s") or 60 * minutes
-        return float(duration_s), float(self.about.get("warm_up_s") or 0), float(self.about.get("cool_down_s") or 0)
+        duration_s = number_of(mapping_at(self.about, "settings").get("duration_s"))
+        if not duration_s > 0:
+            duration_s = 60 * (float(self.tables["minutes"]["minute"].max()) + 1)
+        trimmed_s = (number_of(self.about.get(name)) for name in ("warm_up_s", "cool_down_s"))
+        warm_up_s, cool_down_s = (0.0 if math.isnan(length_s) else length_s for length_s in trimmed_s)
+        return duration_s, warm_up_s, cool_down_s
 
     def without(self, name: str, column: str) -> str:
         """Why a table cannot be drawn: it has no row with a figure in `column`; '' where it has."""
@@ -100,14 +95,16 @@ class _Comparison:
     @property
     def capacity(self) -> dict[float, float | None]:
         """Dispatched load as a fraction of the cluster's capacity, by load."""
-        rows = self.about.get("loads")
-        return {row["load"]: row.get("fraction_of_capacity") for row in rows} if isinstance(rows, list) else {}
+        rows = rows_at(self.about, "loads")
+        fractions = {number_of(row.get("load")): number_of(row.get("fraction_of_capacity")) for row in rows}
+        return {load: None if math.isnan(fraction) else fraction for load, fraction in fractions.items()}
 
 
 def _read_comparison(folder: Path, about: Mapping[str, Any]) -> _Comparison:
     busy = [name for name in header_of(folder / "cells.csv") if name.startswith("utilisation_")]
     tables = {name: read_table(folder / f"{name}.csv", columns) for name, columns in _SWEEP_COLUMNS.items() if name != "cells"}
     tables["cells"] = read_table(folder / "cells.csv", (*_SWEEP_COLUMNS["cells"], *busy))
+    tables = {name: table[table["load"].notna()] if "load" in table else table for name, table in tables.items()}  # cut short
     return _Comparison(about, tables, [name.removeprefix("utilisation_") for name in busy])
 
 
@@ -173,8 +170,7 @@ def _add_tables(sweep: _Comparison, page: Page) -> None:
         changes = rows.rename(columns={end: end.replace("difference", f"{metric}_difference") for end in rows.columns})
         changes = changes.rename(columns={"mean": metric, "p_holm": f"{metric}_p_holm"}).drop(columns="metric")
         page.table(f"ablation_{metric}", f"Without one criterion: {kind_of(metric)[0]}", _one_discipline(changes), "ablation")
-    loads = sweep.about.get("loads")
-    page.table("loads", "Loads", pd.DataFrame(loads if isinstance(loads, list) else []), "loads")
+    page.table("loads", "Loads", pd.DataFrame(rows_at(sweep.about, "loads")), "loads")
 
 
 def _one_discipline(rows: pd.DataFrame) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ TEXT_COLUMNS = (
     "error",
 )
 FLAG_COLUMNS = ("met_fixed_deadline", "met_base_deadline", "delivered", "on_front")
+GREATEST = 1e15
+"""A number that is as far from 0 as this is damaged: nothing that a run or a comparison measures comes near it."""
 _FLAGS = {"true": 1.0, "false": 0.0, True: 1.0, False: 0.0}
 
 
@@ -36,6 +39,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(json.dumps(content, ensure_ascii=False).encode("utf-8", "replace"))  # no half of a character
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: cannot be read: {error}") from None
     if not isinstance(content, dict):
@@ -52,7 +56,8 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
             continue
         if name in FLAG_COLUMNS and table[name].dtype == object:
             table[name] = table[name].map(_FLAGS)
-        table[name] = pd.to_numeric(table[name], errors="coerce").astype(float)
+        numbers = pd.to_numeric(table[name], errors="coerce").astype(float)
+        table[name] = numbers.where(numbers.abs() < GREATEST)
     return table
 
 
@@ -89,3 +94,20 @@ def mapping_at(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """The mapping at a key, empty where there is none."""
     found = content.get(key)
     return found if isinstance(found, Mapping) else {}
+
+
+def list_at(content: Mapping[str, Any], key: str) -> list[Any]:
+    """The list at a key, empty where there is none."""
+    found = content.get(key)
+    return found if isinstance(found, list) else []
+
+
+def rows_at(content: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    """The mappings in the list at a key."""
+    return [row for row in list_at(content, key) if isinstance(row, Mapping)]
+
+
+def number_of(value: Any) -> float:
+    """A number as a float, NaN where it is none or not finite."""
+    known = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < GREATEST
+    return float(value) if known else math.nan

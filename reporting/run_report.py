@@ -11,11 +11,11 @@ import pandas as pd
 from performance_profile import PerformanceProfile, load_profile
 from reporting import run_plots as plots
 from reporting.page import Page
-from reporting.reading import header_of, mapping_at, read_json, read_table
+from reporting.reading import header_of, list_at, mapping_at, number_of, read_json, read_table, rows_at
 from run_figures import percentiles
+from task import DISPATCHED
 from utils import UsageError
 
-DISPATCHED = ("on_time", "late", "failed")
 MOST_NODES = 12
 """Nodes that a figure of one run shows; the busiest where there are more."""
 
@@ -49,7 +49,15 @@ def write_page(folder: Path, output: Path, png: bool) -> Path:
     profile = _profile_of(run)
     if profile:
         _add_profile(profile, page)
-    return page.write("run.html", summary=summary, run=run, profile=profile)
+    return page.write(
+        "run.html",
+        summary=summary,
+        run=run,
+        profile=profile,
+        invalid_reasons=list_at(summary, "invalid_reasons"),
+        energy_invalid_reasons=list_at(summary, "energy_invalid_reasons"),
+        compliance_by_class=mapping_at(summary, "slo_compliance_rate_by_class"),
+    )
 
 
 def _summary_of(folder: Path) -> dict[str, Any]:
@@ -84,17 +92,29 @@ class _Run:
 
     @property
     def duration_s(self) -> float:
-        duration_s = self.settings.get("duration_s") or self.tasks["arrival_time_s"].max()
-        return float(duration_s) if duration_s == duration_s and duration_s else 1.0
+        lengths_s = (number_of(self.settings.get("duration_s")), float(self.tasks["arrival_time_s"].max()))
+        return next((length_s for length_s in lengths_s if length_s > 0), 1.0)
 
     @property
     def idle_w(self) -> dict[str, float]:
-        return {node: float(idle_w) for node, idle_w in mapping_at(self.summary, "idle_w").items() if idle_w is not None}
+        return _numbers(mapping_at(self.summary, "idle_w"))
+
+    @property
+    def busy(self) -> dict[str, float]:
+        """Busy share of the window by node."""
+        return _numbers(mapping_at(self.summary, "utilisation"))
 
     def deadlines_s(self) -> dict[str, tuple[float, float]]:
         """Least and greatest base deadline by SLO class."""
         classes = mapping_at(self.settings, "slo_classes")
-        return {name: tuple(one["base_deadline_s"]) for name, one in classes.items() if one.get("base_deadline_s")}
+        ranges = {name: [number_of(end) for end in list_at(mapping_at(classes, name), "base_deadline_s")] for name in classes}
+        return {name: (ends[0], ends[1]) for name, ends in ranges.items() if len(ends) == 2 and 0 < ends[0] <= ends[1]}
+
+
+def _numbers(content: Mapping[str, Any]) -> dict[str, float]:
+    """What is a number in a mapping."""
+    numbers = {name: number_of(value) for name, value in content.items()}
+    return {name: number for name, number in numbers.items() if not math.isnan(number)}
 
 
 def _read_run(folder: Path, summary: Mapping[str, Any]) -> _Run:
@@ -124,15 +144,16 @@ def _one_of(folder: Path, pattern: str) -> Path:
 
 
 def _draw_figures(run: _Run, page: Page) -> None:
-    energy, busy = _energy_by_node(run), mapping_at(run.summary, "utilisation")
-    area = mapping_at(run.settings, "devices")
-    by_minute = pd.DataFrame(run.summary.get("by_minute") or []).reindex(columns=["minute", "in_cell_share"]).astype(float)
+    energy, area = _energy_by_node(run), _numbers(mapping_at(run.settings, "devices"))
+    by_minute = pd.DataFrame(
+        {name: number_of(row.get(name)) for name in ("minute", "in_cell_share")} for row in rows_at(run.summary, "by_minute")
+    ).reindex(columns=["minute", "in_cell_share"])
     figures = {
         "outcomes": lambda: plots.outcomes_over_time(run.tasks, by_minute.dropna(), run.duration_s),
         "response_times": lambda: plots.response_time_cdf(run.dispatched, run.deadlines_s()),
         "queue_depth": lambda: plots.queue_depth(run.decisions, run.shown, run.duration_s),
         "power": lambda: plots.power(run.decisions, run.shown, run.duration_s, run.idle_w),
-        "nodes": lambda: plots.work_by_node(run.dispatched, run.shown, busy),
+        "nodes": lambda: plots.work_by_node(run.dispatched, run.shown, run.busy),
         "energy": lambda: plots.energy_by_node(energy[energy["node"].isin(run.shown)]),
         "map": lambda: plots.device_map(run.tasks, run.devices, area["area_side_m"], area["cell_radius_m"]),
     }
@@ -141,7 +162,7 @@ def _draw_figures(run: _Run, page: Page) -> None:
         page.figure(name, missing[name], draw)
 
 
-def _missing(run: _Run, energy: pd.DataFrame, area: Mapping[str, Any]) -> dict[str, str]:
+def _missing(run: _Run, energy: pd.DataFrame, area: Mapping[str, float]) -> dict[str, str]:
     """Why a figure cannot be drawn, by its name; '' where it can."""
 
     def unless(known: Any, reason: str) -> str:
@@ -161,17 +182,18 @@ def _missing(run: _Run, energy: pd.DataFrame, area: Mapping[str, Any]) -> dict[s
         "power": no_decisions or unless(seen("power_w_"), "no power was measured"),
         "nodes": no_dispatched or unless(run.shown, "no node is known"),
         "energy": unless(len(energy) and energy["above_idle_j"].notna().any(), "no energy by node is known"),
-        "map": no_positions or unless(area.get("area_side_m") and area.get("cell_radius_m"), "the settings name no area"),
+        "map": no_positions
+        or unless(area.get("area_side_m", 0) > 0 and area.get("cell_radius_m", 0) > 0, "the settings name no area"),
     }
 
 
 def _energy_by_node(run: _Run) -> pd.DataFrame:
     """Energy of each node, and what of it is idle power over the window."""
-    total_j = mapping_at(mapping_at(run.summary, "energy_j"), "by_node")
-    window_s = run.summary.get("window_s") or math.nan
+    total_j = _numbers(mapping_at(mapping_at(run.summary, "energy_j"), "by_node"))
+    window_s = number_of(run.summary.get("window_s"))
     rows = []
     for node in run.nodes:
-        node_j = math.nan if total_j.get(node) is None else float(total_j[node])
+        node_j = total_j.get(node, math.nan)
         idle_j = run.idle_w.get(node, math.nan) * window_s
         rows.append({"node": node, "total_j": node_j, "above_idle_j": node_j - idle_j, "idle_j": idle_j})
     return pd.DataFrame(rows)
@@ -189,7 +211,7 @@ def _add_tables(run: _Run, page: Page) -> None:
     page.table("violations", "Late and failed tasks", worst.astype(float).reset_index(), "results")
     errors = run.tasks["error"][run.tasks["error"] != ""].value_counts().head(20)
     page.table("errors", "Why tasks failed", errors.rename_axis("error").reset_index(name="times"), "results")
-    page.table("minutes", "By minute of arrival", pd.DataFrame(run.summary.get("by_minute") or []), "results")
+    page.table("minutes", "By minute of arrival", pd.DataFrame(rows_at(run.summary, "by_minute")), "results")
 
 
 def _by_class(run: _Run) -> pd.DataFrame:
@@ -200,7 +222,7 @@ def _by_class(run: _Run) -> pd.DataFrame:
             {
                 "slo_class": name,
                 "dispatched": len(of_class),
-                **{outcome: int((of_class["outcome"] == outcome).sum()) for outcome in DISPATCHED},
+                **{outcome.value: int((of_class["outcome"] == outcome).sum()) for outcome in DISPATCHED},
                 "slo_compliance_rate": float((of_class["outcome"] == "on_time").mean()),
                 "fixed_deadline_compliance_rate": float(of_class["met_fixed_deadline"].mean()),
                 "response_p50_s": response_s.get("p50", math.nan),
@@ -224,13 +246,12 @@ def _times(summary: Mapping[str, Any]) -> pd.DataFrame:
 
 def _by_node(run: _Run) -> pd.DataFrame:
     served = run.dispatched["assigned_node"].value_counts()
-    busy = mapping_at(run.summary, "utilisation")
     energy = {row["node"]: row for row in _energy_by_node(run).to_dict("records")}
     return pd.DataFrame(
         {
             "node": node,
             "dispatched": int(served.get(node, 0)),
-            "busy": busy.get(node),
+            "busy": run.busy.get(node),
             **{name: energy[node][name] for name in ("total_j", "above_idle_j", "idle_j")},
             "idle_w": run.idle_w.get(node),
         }
@@ -242,7 +263,7 @@ def _profile_of(run: _Run) -> PerformanceProfile | None:
     """The profile that the run's settings name, None where it cannot be read any more."""
     try:
         return load_profile(Path(str(run.settings.get("performance_profile"))))
-    except UsageError:
+    except (UsageError, ValueError):  # ValueError: no path at all
         return None
 
 

@@ -1,11 +1,12 @@
 """Tables as a page shows them: names and units of the columns, and every cell as text."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+
+from reporting.reading import GREATEST
 
 _UNITS: dict[str, tuple[str, Callable[[float], str]]] = {
     "percent": ("%", lambda value: f"{100 * value:.1f}"),
@@ -42,6 +43,7 @@ _COLUMNS = {
     "on_time": ("on time", "count"),
     "late": ("late", "count"),
     "failed": ("failed", "count"),
+    "unanswered": ("unanswered", "count"),
     "slo_class": ("SLO class", "text"),
     "model_name": ("model", "text"),
     "node": ("node", "text"),
@@ -84,9 +86,9 @@ _COLUMNS = {
     "miss_rate_bound": ("missed, bound", "percent"),
     "miss_gap": ("missed above the bound", "points"),
     "energy_per_task_minimum_j": ("above idle per task, per-task minimum", "mj"),
-    "energy_bound_j": ("bound, any misses", "mj"),
-    "energy_bound_at_fewest_misses_j": ("bound at fewest misses", "mj"),
-    "energy_bound_at_its_misses_j": ("bound at its misses", "mj"),
+    "energy_bound_j": ("above idle per task, bound at any misses", "mj"),
+    "energy_bound_at_fewest_misses_j": ("above idle per task, bound at fewest misses", "mj"),
+    "energy_bound_at_its_misses_j": ("above idle per task, bound at its misses", "mj"),
     "energy_excess": ("energy above the bound", "percent"),
     "without": ("without", "text"),
     "dispatched_tasks_per_s": ("dispatched tasks/s", "rate"),
@@ -122,7 +124,7 @@ def text_of(value: Any, unit: str) -> str:
 
 
 def _known(value: Any) -> bool:
-    return isinstance(value, (bool, int, float)) and math.isfinite(value)
+    return isinstance(value, (bool, int, float)) and abs(value) < GREATEST
 
 
 def kind_of(column: str) -> tuple[str, str]:

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 RUN_FIGURES = {"outcomes", "response_times", "queue_depth", "power", "nodes", "energy", "map"}
 COMPARISON_FIGURES = {
@@ -17,6 +18,25 @@ COMPARISON_FIGURES = {
     "ablation",
     "utilisation",
 }
+
+
+JUNK: tuple[Any, ...] = (
+    3,
+    -1,
+    True,
+    "x",
+    "\ud800",
+    [],
+    [1, 2],
+    [[1]],
+    ["a", None],
+    {"a": None},
+    {"a": "x"},
+    [{"a": {}}],
+    float("nan"),
+    10**400,
+)
+"""What a damaged file may hold where something else belongs."""
 
 
 def summary_of(folder: Path) -> Path:

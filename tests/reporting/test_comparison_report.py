@@ -1,12 +1,15 @@
 """The page of a comparison: what it says, and what it makes of missing tables."""
 
 import csv
+import json
+import re
+from html import unescape
 
 import pytest
 
 import report
 
-from .folders import COMPARISON_FIGURES, figures_in
+from .folders import COMPARISON_FIGURES, JUNK, figures_in
 from .sweep_folder import OPTIONAL_TABLES, POLICIES, write_sweep
 
 
@@ -56,6 +59,56 @@ def test_a_comparison_of_one_policy_one_load_and_one_seed_has_a_page(tmp_path):
     text = report.write_comparison_report(folder, png=False).read_text()
     assert figures_in(text) == COMPARISON_FIGURES
     assert "No differences" in text
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"loads": [1, 2]},
+        {"loads": [{"load": [1], "fraction_of_capacity": "x"}, {"fraction_of_capacity": 1}]},
+        {"notes": 5, "verdict": 5},
+        {"settings": {"duration_s": "x"}, "warm_up_s": "x", "cool_down_s": []},
+        *({"settings": junk, "loads": junk, "notes": junk, "verdict": junk, "warm_up_s": junk} for junk in JUNK),
+        *({"settings": {"duration_s": junk}, "options": junk, "versions": junk, "capacity_tasks_per_s": junk} for junk in JUNK),
+    ],
+    ids=lambda damage: ascii(damage)[:40],
+)
+def test_a_damaged_comparison_json_leaves_every_figure(tmp_path, quick, damage):
+    folder = write_sweep(tmp_path, POLICIES[:1], loads=(1.0,), seeds=2)
+    about = json.loads((folder / "comparison.json").read_text())
+    (folder / "comparison.json").write_text(json.dumps({**about, **damage}))
+    assert figures_in(report.write_comparison_report(folder, png=False).read_text()) == COMPARISON_FIGURES
+
+
+def test_rows_that_were_cut_short_are_left_out(tmp_path, quick):
+    folder = write_sweep(tmp_path, POLICIES[:2], loads=(1.0,))
+    for path in folder.glob("*.csv"):
+        path.write_text(f"{path.read_text()}random,fi")
+    assert figures_in(report.write_comparison_report(folder, png=False).read_text()) == COMPARISON_FIGURES
+
+
+def test_captions_say_what_unanswered_tasks_count_as_and_what_the_bound_is_about(comparison_page):
+    text = unescape(comparison_page.read_text())
+    captions = dict(re.findall(r'<figure id="(\w+)">.*?<figcaption>(.*?)<span', text, re.DOTALL))
+    late, drained = "Unanswered tasks count as infinitely late", "still unanswered when the drain timeout ended the run"
+    assert {name for name, caption in captions.items() if late in caption} == {"response_over_load"}
+    assert {name for name, caption in captions.items() if drained in caption} == {"energy_over_load", "pareto", "ablation"}
+    assert "no schedule that answers every task can be below it" in captions["pareto"]
+    tables = text[text.index("<h2>Policies</h2>") :]
+    for said in (late, "never answered in some run", drained, "no schedule that answers every task can be below it"):
+        assert said in tables
+
+
+def test_table_of_bounds_shows_minimum_and_bound_of_misses_and_of_energy(comparison_page):
+    text = comparison_page.read_text()
+    table = text[text.index("<h3>Clairvoyant bounds") : text.index("tables/bounds.csv")]
+    header, first = (re.findall(f"<{tag}[^>]*>(.*?)</{tag}>", table) for tag in ("th", "td"))
+    shown = dict(zip(header[1:], first, strict=False))  # the first column is the load
+    assert shown["missed, per-task minimum, %"] == "1.0"
+    assert shown["missed, bound, %"] == "0.6"
+    assert shown["above idle per task, per-task minimum, mJ"] == "48.0"
+    assert shown["above idle per task, bound at any misses, mJ"] == "50.0"
+    assert shown["above idle per task, bound at fewest misses, mJ"] == "62.0"
 
 
 def test_policies_without_a_closeness_have_no_rank_reversals(tmp_path, quick):

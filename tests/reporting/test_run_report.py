@@ -7,7 +7,7 @@ import pytest
 
 import report
 
-from .folders import RUN_FIGURES, change_rows, change_summary, figures_in, summary_of
+from .folders import JUNK, RUN_FIGURES, change_rows, change_summary, figures_in, summary_of
 
 
 def test_run_page_says_first_what_was_measured_and_how_well(finished_run, run_page):
@@ -120,6 +120,32 @@ def test_damaged_tables_are_read_as_far_as_they_go(run_folder, quick):
     results = run_folder / "master_inference_results.csv"
     results.write_bytes(results.read_bytes()[:-50] + b'\n1,2,3\n,,,"x\n')
     next(run_folder.glob("devices_*.csv")).write_bytes(b"\xff\xfe\x00")
+    assert "outcomes" in figures_in(report.write_run_report(run_folder).read_text())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"by_minute": 3},
+        {"by_minute": [1, [2], {"minute": "x", "in_cell_share": None}]},
+        {"settings": {"slo_classes": {"a": None}}},
+        {"settings": {"slo_classes": {"hard": {"base_deadline_s": [None, "x"]}, "soft": {"base_deadline_s": 3}}}},
+        {"settings": {"duration_s": "x", "devices": {"area_side_m": "x", "cell_radius_m": -1}, "performance_profile": "\0"}},
+        {"invalid_reasons": 5, "energy_valid": False, "energy_invalid_reasons": 5},
+        {"idle_w": {"hailo1": "x"}, "utilisation": {"hailo1": [1]}, "window_s": "x", "energy_j": {"by_node": {"hailo1": {}}}},
+    ],
+)
+def test_damaged_values_of_a_summary_leave_the_rest_of_the_page(run_folder, quick, damage):
+    change_summary(run_folder, **damage)
+    text = report.write_run_report(run_folder).read_text()
+    assert {"outcomes", "response_times", "queue_depth", "nodes"} <= figures_in(text)
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=lambda junk: ascii(junk)[:20])
+def test_a_summary_of_nothing_but_junk_has_a_page(run_folder, quick, junk):
+    path = summary_of(run_folder)
+    summary = json.loads(path.read_text())
+    path.write_text(json.dumps({**dict.fromkeys(summary, junk), "settings": dict.fromkeys(summary["settings"], junk)}))
     assert "outcomes" in figures_in(report.write_run_report(run_folder).read_text())
 
 
