@@ -1,6 +1,7 @@
 """What the command lines share: options that are checked, the wish to stop, exit statuses, and one line for what went wrong."""
 
 import argparse
+import logging
 import math
 import signal
 import sys
@@ -86,3 +87,11 @@ def exit_status(program: str, run: Callable[[], int]) -> int:
         if isinstance(error, Interrupted):
             return EXIT_INTERRUPTED
         return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
+
+
+def stoppable(program: str, run: Callable[[StopSignal], int]) -> int:
+    """`exit_status` of a program that looks at the wish to stop; warnings go to standard error as they are."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    stop = StopSignal()
+    stop.install()
+    return exit_status(program, lambda: run(stop))

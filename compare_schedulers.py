@@ -13,7 +13,6 @@ if __name__ == "__main__":  # until main() has its own handlers: an end without 
         signal.signal(_number, lambda *_: sys.exit(130))
 
 import argparse
-import logging
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from command_line import OptionParser, StopSignal, count, exit_status, positive, seconds, seed
+from command_line import OptionParser, StopSignal, count, positive, seconds, seed, stoppable
 from report import write_comparison_report
 from scheduler import SCHEDULERS
 from settings import load_settings
@@ -264,10 +263,7 @@ def _first_seed(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    stop = StopSignal()
-    stop.install()
-    return exit_status(PROGRAM, lambda: run(parse_options(arguments), Console(), stop))
+    return stoppable(PROGRAM, lambda stop: run(parse_options(arguments), Console(), stop))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ if __name__ == "__main__":  # until main() has its own handlers: an end without 
 
 import argparse
 import itertools
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -27,7 +26,7 @@ from typing import Any, Generic, TypeVar
 from rich.console import Console
 
 from cluster import Cluster
-from command_line import EXIT_INTERRUPTED, OptionParser, StopSignal, exit_status, seconds, seed
+from command_line import EXIT_INTERRUPTED, OptionParser, StopSignal, seconds, seed, stoppable
 from console import Progress, print_summary
 from deadline_adapter import DeadlineAdapter
 from emulated_nodes import EmulatedNodes
@@ -45,8 +44,6 @@ from slo_monitor import VIOLATION_COLUMNS, SloMonitor
 from task import Arrival, Decision, Outcome, TaskResult
 from task_generator import Trace, generate_trace, load_trace, recorded_mobility, save_trace, scenario_sha256
 from utils import HarnessError, RowFiles, UsageError, random_stream, write_failure, write_json_atomically
-
-logger = logging.getLogger(__name__)
 
 PROGRAM = "main_pregenerated.py"
 DEFAULT_PROMETHEUS_URL = "http://127.0.0.1:30090"
@@ -385,10 +382,7 @@ def _settings_of(options: argparse.Namespace) -> Settings:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    stop = StopSignal()
-    stop.install()
-    return exit_status(PROGRAM, lambda: run(parse_options(arguments), Console(), stop))
+    return stoppable(PROGRAM, lambda stop: run(parse_options(arguments), Console(), stop))
 
 
 if __name__ == "__main__":
