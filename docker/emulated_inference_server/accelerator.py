@@ -48,6 +48,8 @@ class EmulatedAccelerator(BaseAccelerator):
     def __init__(self, node: NodeSlice, clock: Callable[[], float] = time.monotonic) -> None:
         self.accelerator = node.accelerator
         self.models = list(node.mean_ms)
+        self.absent: dict[str, str] = {}
+        self.details = {"emulated": "service times are drawn, no model is computed"}
         self._node = node
         self._clock = clock
         self._sigma = math.sqrt(math.log1p(node.cv**2))

@@ -6,7 +6,7 @@ Every instant is in seconds on that one clock. The time of a call may not lie be
 from collections import deque
 from dataclasses import dataclass
 
-from inference_server.accelerator import QueueFull
+from inference_server import QueueFull
 
 HISTORY_S = 2.0  # the last whole second began less than two seconds ago
 

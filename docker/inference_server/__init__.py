@@ -4,16 +4,19 @@ A server brings a `Backend` for its device; this package brings the queue in fro
 and the way to run them. It is valid Python 3.6, since that is the newest Python on the Jetson Nano.
 """
 
-from inference_server.accelerator import (
-    Accelerator,
+from inference_server.accelerator import Accelerator, BaseAccelerator, InferenceResult
+from inference_server.app import create_app
+from inference_server.backend import (
     AcceleratorGone,
     Backend,
-    BaseAccelerator,
-    InferenceResult,
+    Gauge,
     InvalidRequest,
+    OutOfMemory,
     QueueFull,
+    UnusableModel,
+    warmed_up,
 )
-from inference_server.app import create_app
+from inference_server.model_files import ModelFile, ModelFiles, read_model_files
 from inference_server.serve import serve
 
 __all__ = [
@@ -21,9 +24,16 @@ __all__ = [
     "AcceleratorGone",
     "Backend",
     "BaseAccelerator",
+    "Gauge",
     "InferenceResult",
     "InvalidRequest",
+    "ModelFile",
+    "ModelFiles",
+    "OutOfMemory",
     "QueueFull",
+    "UnusableModel",
     "create_app",
+    "read_model_files",
     "serve",
+    "warmed_up",
 ]

@@ -1,7 +1,7 @@
 """The queue in front of one accelerator: one inference at a time, first come first served.
 
-`Backend` is what a device's server implements, `BaseAccelerator` what the HTTP application asks of an accelerator,
-`Accelerator` the real one: a worker thread that owns a backend.
+`BaseAccelerator` is what the HTTP application asks of an accelerator, `Accelerator` the real one: a worker thread that owns a
+`Backend`.
 """
 
 import logging
@@ -10,23 +10,17 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from concurrent.futures import Future
-from typing import Callable, Deque, List, Mapping, NamedTuple, Optional
+from contextlib import contextmanager
+from typing import Callable, Deque, Dict, Iterator, List, Mapping, NamedTuple, Optional
 
 from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily
+
+from inference_server.backend import AcceleratorGone, Backend, Gauge, QueueFull
 
 logger = logging.getLogger(__name__)
 
-
-class QueueFull(Exception):
-    """As many requests wait as may wait; the client should try another node."""
-
-
-class AcceleratorGone(Exception):
-    """The device is lost, or the server is closing; the message says which."""
-
-
-class InvalidRequest(ValueError):
-    """The accelerator cannot take this request; the message says what was found and what was expected."""
+GAUGES_EVERY_S = 1.0
 
 
 class InferenceResult(NamedTuple):
@@ -38,6 +32,7 @@ class InferenceResult(NamedTuple):
         queue_time: seconds between receipt and begin, on a monotonic clock.
         inference_time: seconds between begin and end, on a monotonic clock.
         top1: index of the most likely class.
+        model_switched: the inference before was of another model; None where that makes no difference.
     """
 
     start_time: float
@@ -45,36 +40,7 @@ class InferenceResult(NamedTuple):
     queue_time: float
     inference_time: float
     top1: int
-
-
-class Backend(ABC):
-    """One device with its models loaded. Made, used and closed by one and the same thread.
-
-    Attributes:
-        accelerator: the kind of device, such as "coral".
-        models: names of the models that are really loaded.
-    """
-
-    accelerator: str
-    models: List[str]
-
-    @abstractmethod
-    def infer(self, model: str, image: bytes) -> int:
-        """Classify one image.
-
-        Args:
-            model: one of `models`.
-            image: exactly 224 * 224 * 3 uint8, row by row, RGB.
-
-        Returns:
-            Index of the most likely class.
-
-        Raises:
-            AcceleratorGone: the device is lost.
-        """
-
-    def close(self) -> None:  # noqa: B027 -- not every device needs closing
-        """Release the device."""
+    model_switched: Optional[bool] = None
 
 
 class BaseAccelerator(ABC):
@@ -83,10 +49,14 @@ class BaseAccelerator(ABC):
     Attributes:
         accelerator: the kind of device, such as "coral".
         models: names of the models that can be asked for.
+        absent: why each of the other models is not served, by its name.
+        details: what else `/health` says of the device, such as versions.
     """
 
     accelerator: str
     models: List[str]
+    absent: Dict[str, str]
+    details: Dict[str, str]
 
     @abstractmethod
     def submit(self, model: str, image: bytes, headers: Mapping[str, str]) -> "Future[InferenceResult]":
@@ -115,6 +85,10 @@ class BaseAccelerator(ABC):
     def oldest_inference_age_s(self) -> float:
         """Seconds since the inference that runs now began; 0 if none runs."""
 
+    def upkeep_age_s(self) -> float:
+        """Seconds since the device began to be opened, closed or asked for its gauges; 0 if none goes on."""
+        return 0.0
+
     @abstractmethod
     def health_problem(self) -> Optional[str]:
         """Why no inference can be served now, or None."""
@@ -137,33 +111,43 @@ class _Job(NamedTuple):
 class Accelerator(BaseAccelerator):
     """A worker thread that owns a backend, and the bounded queue before it.
 
-    A lost device is closed and opened again every `reopen_s` until it is back; meanwhile requests are refused.
+    The thread opens the device. A device that cannot be opened, or is lost, is tried again every `reopen_s` until it is
+    there; meanwhile requests are refused and `health_problem` says why.
 
     Args:
         open_backend: makes the backend; called in the worker thread, because a CUDA context belongs to its thread.
         queue_capacity: how many requests may wait, besides the one that is computed.
-        reopen_s: pause between two attempts to open a lost device, in seconds.
+        reopen_s: pause between two attempts to open the device, in seconds.
+
+    Attributes:
+        opened: set when the device was opened for the first time.
 
     Raises:
         ValueError: the capacity is not positive.
-        Exception: whatever `open_backend` raised.
     """
 
     def __init__(self, open_backend: Callable[[], Backend], queue_capacity: int = 64, reopen_s: float = 5.0) -> None:
         if queue_capacity < 1:
             raise ValueError(f"queue_capacity must be at least 1, got {queue_capacity}")
+        self.accelerator = ""
+        self.models = []
+        self.absent = {}
+        self.details = {}
+        self.opened = threading.Event()
         self._open_backend = open_backend
         self._capacity = queue_capacity
         self._reopen_s = reopen_s
         self._changed = threading.Condition()
         self._waiting: Deque[_Job] = deque()
         self._running_since_s: Optional[float] = None
-        self._gone: Optional[str] = None
+        self._upkeep_since_s: Optional[float] = None
+        self._problem: Optional[str] = "the accelerator is being opened"
         self._closing = False
-        opened: Future[None] = Future()
-        self._worker = threading.Thread(target=self._work, args=(opened,), name="accelerator", daemon=True)
+        self._last_model: Optional[str] = None
+        self._gauges: List[Gauge] = []
+        self._gauges_due_s = 0.0
+        self._worker = threading.Thread(target=self._work, name="accelerator", daemon=True)
         self._worker.start()
-        opened.result()
 
     def submit(self, model: str, image: bytes, headers: Mapping[str, str]) -> "Future[InferenceResult]":
         """Queue one inference; see `BaseAccelerator.submit`. Headers are ignored."""
@@ -189,18 +173,28 @@ class Accelerator(BaseAccelerator):
 
     def oldest_inference_age_s(self) -> float:
         """Seconds since the inference that runs now began; 0 if none runs."""
-        since_s = self._running_since_s
-        return 0.0 if since_s is None else time.monotonic() - since_s
+        return _age_s(self._running_since_s)
+
+    def upkeep_age_s(self) -> float:
+        """Seconds since the device began to be opened, closed or asked for its gauges; 0 if none goes on."""
+        return _age_s(self._upkeep_since_s)
 
     def health_problem(self) -> Optional[str]:
         """Why no inference can be served now, or None."""
         if self._closing:
             return "the server is shutting down"
-        if self._gone is not None:
-            return f"the accelerator is gone: {self._gone}"
         if not self._worker.is_alive():
             return "the accelerator thread has ended"
-        return None
+        return self._problem
+
+    def register_metrics(self, registry: CollectorRegistry) -> None:
+        """Add what the device reports of itself."""
+        registry.register(self)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """What the device last reported of itself, for the registry; nothing while it is gone."""
+        for gauge in self._gauges:
+            yield GaugeMetricFamily(gauge.name, gauge.documentation, value=gauge.value)
 
     def close(self, timeout_s: float = 20.0) -> None:
         """Take nothing more, finish what is queued, release the device; give up after `timeout_s` seconds."""
@@ -211,44 +205,89 @@ class Accelerator(BaseAccelerator):
         if self._worker.is_alive():
             logger.warning("the accelerator did not finish within %.0f s, left as it is", timeout_s)
 
-    def _work(self, opened: "Future[None]") -> None:
-        try:
-            backend: Optional[Backend] = self._opened()
-        except Exception as error:
-            opened.set_exception(error)
-            return
-        opened.set_result(None)
-        while backend is not None:
-            job = self._next_job()
-            if job is None:
-                backend.close()
+    def _work(self) -> None:
+        """Life of the worker thread."""
+        while True:
+            backend = self._until_opened()
+            if backend is None:
                 return
+            reason = self._serve(backend)
+            if reason is not None:
+                self._refuse(reason)
+            self._close_backend(backend)
+            if reason is None:
+                return
+            self._pause()
+
+    def _until_opened(self) -> Optional[Backend]:
+        """The backend, however long it takes; None if the server closes first."""
+        lost = self._problem if self.opened.is_set() else None
+        while not self._closing:
+            try:
+                with self._upkeep():
+                    backend = self._open_backend()
+            except Exception as error:  # whatever it is, the server goes on saying so
+                reason = f"{lost}; opening it again failed: {error}" if lost else f"the accelerator cannot be opened: {error}"
+                if reason != self._problem:
+                    logger.error("%s", reason, exc_info=not isinstance(error, AcceleratorGone))
+                self._problem = reason
+            else:
+                self._publish(backend)
+                return backend
+            self._pause()
+        return None
+
+    def _pause(self) -> None:
+        """Leave the device alone for a while, unless the server closes."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing, self._reopen_s)
+
+    def _publish(self, backend: Backend) -> None:
+        self.accelerator = backend.accelerator
+        self.models, self.absent, self.details = list(backend.models), dict(backend.absent), dict(backend.details)
+        self._last_model = None
+        self._problem = None
+        logger.info("accelerator ready", extra=dict(self.details, models=self.models, absent=sorted(self.absent)))
+        self.opened.set()
+
+    def _serve(self, backend: Backend) -> Optional[str]:
+        """Compute what comes; the reason why the device is lost, or None when closing and nothing is left."""
+        while True:
+            job = self._next_job(backend)
+            if job is None:
+                return None
             try:
                 self._compute(backend, job)
             except AcceleratorGone as gone:
-                backend = self._replaced(backend, str(gone))
+                return str(gone)
 
-    def _opened(self) -> Backend:
-        backend = self._open_backend()
-        self.accelerator = backend.accelerator
-        self.models = list(backend.models)
-        return backend
-
-    def _next_job(self) -> Optional[_Job]:
+    def _next_job(self, backend: Backend) -> Optional[_Job]:
         """The next job whose client still waits; None when closing and nothing is left."""
-        with self._changed:
-            self._running_since_s = None
-            while True:
-                while not self._waiting:
-                    if self._closing:
-                        return None
-                    self._changed.wait()
-                job = self._waiting.popleft()
-                if job.future.set_running_or_notify_cancel():
-                    self._running_since_s = time.monotonic()
-                    return job
+        self._running_since_s = None
+        while True:
+            if time.monotonic() >= self._gauges_due_s:
+                self._read_gauges(backend)
+            with self._changed:
+                while self._waiting:
+                    job = self._waiting.popleft()
+                    if job.future.set_running_or_notify_cancel():
+                        self._running_since_s = time.monotonic()
+                        return job
+                if self._closing:
+                    return None
+                self._changed.wait(max(0.0, self._gauges_due_s - time.monotonic()))
+
+    def _read_gauges(self, backend: Backend) -> None:
+        try:
+            with self._upkeep():
+                self._gauges = backend.gauges()
+        except Exception:  # a failed reading must not cost an inference; the values go away instead of freezing
+            logger.exception("reading the device's gauges failed")
+            self._gauges = []
+        self._gauges_due_s = time.monotonic() + GAUGES_EVERY_S
 
     def _compute(self, backend: Backend, job: _Job) -> None:
+        switched, self._last_model = self._last_model not in (None, job.model), job.model
         start_time = time.time()
         start_s = time.monotonic()
         try:
@@ -261,32 +300,36 @@ class Accelerator(BaseAccelerator):
             return
         inference_s = time.monotonic() - start_s
         job.future.set_result(
-            InferenceResult(start_time, start_time + inference_s, start_s - job.received_s, inference_s, int(top1))
+            InferenceResult(start_time, start_time + inference_s, start_s - job.received_s, inference_s, int(top1), switched)
         )
 
-    def _replaced(self, lost: Backend, reason: str) -> Optional[Backend]:
-        """Refuse all that wait, then open the device until it is back; None if the server closes first."""
+    def _refuse(self, reason: str) -> None:
+        """The device is lost: refuse all that wait."""
         logger.error("the accelerator is gone: %s", reason)
         with self._changed:
             self._running_since_s = None
-            self._gone = reason
+            self._gauges = []
+            self._problem = f"the accelerator is gone: {reason}"
             refused, self._waiting = self._waiting, deque()
         for job in refused:
             if job.future.set_running_or_notify_cancel():
                 job.future.set_exception(AcceleratorGone(f"the accelerator is gone: {reason}"))
+
+    def _close_backend(self, backend: Backend) -> None:
         try:
-            lost.close()
-        except Exception:
-            logger.exception("closing the lost accelerator failed, going on")
-        while True:
-            with self._changed:
-                if self._changed.wait_for(lambda: self._closing, self._reopen_s):
-                    return None
-            try:
-                backend = self._opened()
-            except Exception as error:
-                logger.warning("the accelerator is still gone: %s", error)
-                continue
-            logger.warning("the accelerator is back")
-            self._gone = None
-            return backend
+            with self._upkeep():
+                backend.close()
+        except Exception:  # there is nothing else to do with it
+            logger.exception("closing the accelerator failed, going on")
+
+    @contextmanager
+    def _upkeep(self) -> Iterator[None]:
+        self._upkeep_since_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self._upkeep_since_s = None
+
+
+def _age_s(since_s: Optional[float]) -> float:
+    return 0.0 if since_s is None else time.monotonic() - since_s

@@ -1,8 +1,9 @@
 """What the OpenAPI document says of the inference server: request bodies and answers, as JSON schemas."""
 
-from typing import Any, Dict, List, Sequence, Union
+from typing import Any, Dict, List, Optional, Sequence, Union
 
-from inference_server.inference_call import BINARY_TYPE, IMAGE_BYTES, JSON_TYPE
+from inference_server.backend import IMAGE_BYTES
+from inference_server.inference_call import BINARY_TYPE, JSON_TYPE
 
 Document = Dict[str, Any]
 Responses = Dict[Union[int, str], Document]
@@ -16,8 +17,8 @@ _ERROR: Document = {
 }
 
 
-def _object(**properties: Document) -> Document:
-    return {"type": "object", "properties": properties, "required": list(properties)}
+def _object(optional: Optional[Document] = None, **required: Document) -> Document:
+    return {"type": "object", "properties": dict(required, **(optional or {})), "required": list(required)}
 
 
 def answer(description: str, schema: Document) -> Document:
@@ -42,6 +43,7 @@ INFER_RESPONSES: Responses = {
     200: answer(
         "The image was classified.",
         _object(
+            {"model_switched": {"type": "boolean", "description": "The inference before was of another model."}},
             server={"type": "string"},
             model={"type": "string"},
             start_time={"type": "number", "description": "Unix seconds, informative."},
@@ -68,6 +70,8 @@ HEALTH_RESPONSES: Responses = {
             accelerator={"type": "string"},
             models={"type": "array", "items": {"type": "string"}},
             binary={"type": "boolean", "description": "POST /infer takes raw bytes too."},
+            absent={"type": "object", "description": "Why each of the other models is not served, by its name."},
+            details={"type": "object", "description": "Versions and the like."},
         ),
     ),
     503: error("Not ready, and why."),
@@ -83,14 +87,13 @@ METRICS_RESPONSES: Responses = {
 }
 
 
-def infer_request(models: Sequence[str], extra_parameters: Sequence[Document]) -> Document:
+def infer_request(extra_parameters: Sequence[Document]) -> Document:
     """The request of POST /infer in both of its forms.
 
     Args:
-        models: the models that are served.
         extra_parameters: further OpenAPI parameter objects, such as headers of an emulated node.
     """
-    model: Document = {"type": "string", "enum": list(models)}
+    model: Document = {"type": "string", "description": "One of the models that /health lists.", "example": "mobilenet"}
     image: Document = {
         "type": "string",
         "format": "byte",

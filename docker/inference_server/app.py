@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from inference_server import api_document
-from inference_server.accelerator import AcceleratorGone, BaseAccelerator, InferenceResult, InvalidRequest, QueueFull
+from inference_server.accelerator import BaseAccelerator, InferenceResult
+from inference_server.backend import AcceleratorGone, InvalidRequest, OutOfMemory, QueueFull
 from inference_server.inference_call import Refusal, quoted, read_call
 from inference_server.metrics import CONTENT_TYPE, UNKNOWN_MODEL, ServerMetrics
 
@@ -46,7 +47,7 @@ def create_app(
         summary="Classify an image",
         response_class=JSONResponse,
         responses=api_document.INFER_RESPONSES,
-        openapi_extra=api_document.infer_request(accelerator.models, extra_parameters),
+        openapi_extra=api_document.infer_request(extra_parameters),
     )
     app.add_api_route(
         "/health",
@@ -93,9 +94,7 @@ class _Routes:
         model = UNKNOWN_MODEL
         try:
             call = await read_call(request)
-            if call.model not in self._accelerator.models:
-                known = ", ".join(self._accelerator.models)
-                raise Refusal(404, f"model: expected one of {known}, got {quoted(call.model)}")
+            self._require_served(call.model)
             model = call.model
             result = await self._result(request, model, call.image())
         except Refusal as refusal:
@@ -103,19 +102,21 @@ class _Routes:
             retry = None if refusal.retry_after_s is None else {"Retry-After": str(refusal.retry_after_s)}
             return JSONResponse({"detail": refusal.detail}, refusal.status, headers=retry)
         self._metrics.request_answered(model, 200)
-        self._metrics.inference_done(model, result.inference_time)
-        return JSONResponse(
-            {
-                "server": self._server_name,
-                "model": model,
-                "start_time": result.start_time,
-                "end_time": result.end_time,
-                "inference_time": result.inference_time,
-                "queue_time": result.queue_time,
-                "result": "done",
-                "top1": result.top1,
-            }
-        )
+        self._metrics.inference_done(model, result)
+        answer = {
+            "server": self._server_name,
+            "model": model,
+            "start_time": result.start_time,
+            "end_time": result.end_time,
+            "inference_time": result.inference_time,
+            "queue_time": result.queue_time,
+            "result": "done",
+            "top1": result.top1,
+        }
+        if result.model_switched is not None:
+            answer["model_switched"] = result.model_switched
+        logger.debug("inference", extra=answer)
+        return JSONResponse(answer)
 
     async def health(self) -> Response:
         """Whether an inference would be served now."""
@@ -129,6 +130,8 @@ class _Routes:
                 "accelerator": self._accelerator.accelerator,
                 "models": self._accelerator.models,
                 "binary": True,
+                "absent": self._accelerator.absent,
+                "details": self._accelerator.details,
             }
         )
 
@@ -140,6 +143,17 @@ class _Routes:
     async def metrics(self) -> Response:
         """Everything Prometheus wants to know."""
         return Response(self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
+
+    def _require_served(self, model: str) -> None:
+        accelerator = self._accelerator
+        if model in accelerator.models:
+            return
+        problem = accelerator.health_problem()
+        if problem is not None:  # which models there are is not known yet
+            raise Refusal(503, problem, RETRY_AFTER_S)
+        known = ", ".join(accelerator.models)
+        why = f": {accelerator.absent[model]}" if model in accelerator.absent else ""
+        raise Refusal(404, f"model: expected one of {known}, got {quoted(model)}{why}")
 
     async def _result(self, request: Request, model: str, image: bytes) -> InferenceResult:
         """Wait for the inference; one whose client goes away before it began is withdrawn.
@@ -161,7 +175,7 @@ class _Routes:
             if client_gone.done():
                 raise Refusal(499, "the client went away") from error
             raise
-        except AcceleratorGone as error:
+        except (AcceleratorGone, OutOfMemory) as error:
             raise Refusal(503, str(error), RETRY_AFTER_S) from error
         except Exception as error:
             logger.exception("inference of %s failed", model)

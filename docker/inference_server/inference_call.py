@@ -6,7 +6,8 @@ from typing import List, NamedTuple, Optional
 
 from starlette.requests import ClientDisconnect, Request
 
-IMAGE_BYTES = 224 * 224 * 3
+from inference_server.backend import IMAGE_BYTES
+
 MAX_BODY_BYTES = 4 * 1024 * 1024
 JSON_TYPE = "application/json"
 BINARY_TYPE = "application/octet-stream"

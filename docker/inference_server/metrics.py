@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from inference_server.accelerator import BaseAccelerator
+from inference_server.accelerator import BaseAccelerator, InferenceResult
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 UNKNOWN_MODEL = "unknown"
@@ -22,6 +22,9 @@ class ServerMetrics:
             buckets=DURATION_BUCKETS_S,
             registry=self._registry,
         )
+        self._switches = Counter(
+            "inference_model_switches_total", "Inferences that followed one of another model.", registry=self._registry
+        )
         depth = Gauge("inference_queue_depth", "Requests that wait for the accelerator.", registry=self._registry)
         depth.set_function(lambda: accelerator.queue_depth)
         accelerator.register_metrics(self._registry)
@@ -30,9 +33,11 @@ class ServerMetrics:
         """Count one request; `model` is a served model or `UNKNOWN_MODEL`, so that the labels stay few."""
         self._requests.labels(model, str(code)).inc()
 
-    def inference_done(self, model: str, duration_s: float) -> None:
-        """Count one inference and its time on the accelerator in seconds."""
-        self._durations.labels(model).observe(duration_s)
+    def inference_done(self, model: str, result: InferenceResult) -> None:
+        """Count one inference, its time on the accelerator and whether the model changed."""
+        self._durations.labels(model).observe(result.inference_time)
+        if result.model_switched:
+            self._switches.inc()
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""

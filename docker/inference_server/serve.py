@@ -22,7 +22,15 @@ class AnnouncedServer(uvicorn.Server):
 
     def __init__(self, app: FastAPI, host: str, port: int, on_ready: Optional[Callable[[], None]] = None) -> None:
         super().__init__(
-            uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False, timeout_keep_alive=KEEP_ALIVE_S)
+            uvicorn.Config(
+                app,
+                host=host,
+                port=port,
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+            )
         )
         self._on_ready = on_ready
 

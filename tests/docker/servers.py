@@ -6,10 +6,16 @@ import threading
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from inference_server import Backend
+from inference_server import Accelerator, Backend
 
 DOCKER = Path(__file__).resolve().parents[2] / "docker"
 PATIENCE_S = 30
+
+
+def opened(accelerator: Accelerator) -> Accelerator:
+    """The accelerator, once its device is open."""
+    assert accelerator.opened.wait(PATIENCE_S)
+    return accelerator
 
 
 class Answer(NamedTuple):
@@ -51,9 +57,11 @@ class FakeBackend(Backend):
     """Answers with the first byte of the image; holds each inference while its gate is closed."""
 
     accelerator = "fake"
-    models = ["resnet50", "mobilenet"]
 
     def __init__(self) -> None:
+        self.models = ["resnet50", "mobilenet"]
+        self.absent = {"vgg16": "no file for this device"}
+        self.details = {"driver": "1.2.3"}
         self.gate = threading.Event()
         self.gate.set()
         self.begun = threading.Semaphore(0)

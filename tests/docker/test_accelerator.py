@@ -5,9 +5,19 @@ import time
 from concurrent.futures import CancelledError
 
 import pytest
+from prometheus_client import CollectorRegistry
 
-from inference_server import Accelerator, AcceleratorGone, QueueFull
-from tests.docker.servers import PATIENCE_S, FakeBackend
+from inference_server import Accelerator, AcceleratorGone, Gauge, QueueFull, warmed_up
+from inference_server.watchdog import start_watchdog
+from tests.docker.servers import PATIENCE_S, FakeBackend, opened
+
+
+def wait_until(holds):
+    """Give way to other threads until something holds."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.001)
 
 
 @pytest.fixture
@@ -17,7 +27,7 @@ def backend():
 
 @pytest.fixture
 def accelerator(backend):
-    accelerator = Accelerator(lambda: backend, queue_capacity=2)
+    accelerator = opened(Accelerator(lambda: backend, queue_capacity=2))
     yield accelerator
     backend.gate.set()
     accelerator.close()
@@ -121,16 +131,141 @@ def test_backend_is_made_and_closed_by_the_thread_that_uses_it():
         made.append(FakeBackend())
         return made[0]
 
-    Accelerator(make).close()
+    opened(Accelerator(make)).close()
     assert made[0].made_in is made[0].closed_in is not threading.current_thread()
 
 
-def test_backend_that_cannot_be_made_is_an_error_at_once():
+def test_device_that_cannot_be_opened_says_why_until_it_is_there():
+    may_return, attempts = threading.Event(), []
+
+    def make():
+        attempts.append(None)
+        if len(attempts) < 3:
+            raise OSError("no device %d" % len(attempts))
+        assert may_return.wait(PATIENCE_S)
+        return FakeBackend()
+
+    accelerator = Accelerator(make, reopen_s=0.0)
+    wait_until(lambda: len(attempts) == 3)
+    assert accelerator.health_problem() == "the accelerator cannot be opened: no device 2"
+    assert accelerator.upkeep_age_s() > 0
+    with pytest.raises(AcceleratorGone, match="no device"):
+        accelerator.submit("resnet50", b"\1", {})
+    may_return.set()
+    assert opened(accelerator).health_problem() is None
+    assert accelerator.submit("resnet50", b"\1", {}).result(PATIENCE_S).top1 == 1
+    accelerator.close()
+
+
+def test_closing_before_the_device_is_there_ends_the_worker():
     def make():
         raise OSError("no device")
 
-    with pytest.raises(OSError, match="no device"):
-        Accelerator(make)
+    accelerator = Accelerator(make, reopen_s=3600.0)
+    wait_until(lambda: "no device" in (accelerator.health_problem() or ""))
+    accelerator.close()
+    assert not accelerator._worker.is_alive()
+
+
+def test_what_the_device_says_of_itself(accelerator):
+    assert accelerator.accelerator == "fake"
+    assert accelerator.models == ["resnet50", "mobilenet"]
+    assert accelerator.absent == {"vgg16": "no file for this device"}
+    assert accelerator.details == {"driver": "1.2.3"}
+
+
+def test_a_change_of_model_is_told(accelerator):
+    models = ["resnet50", "resnet50", "mobilenet", "resnet50"]
+    results = [accelerator.submit(model, b"\1", {}).result(PATIENCE_S) for model in models]
+    assert [result.model_switched for result in results] == [False, False, True, True]
+
+
+def test_gauges_follow_the_device_and_go_away_with_it():
+    class Metered(FakeBackend):
+        broken = False
+
+        def gauges(self):
+            self.asked_in = threading.current_thread()
+            if self.broken:
+                raise OSError("no reading")
+            return [Gauge("fake_power_watts", "Power of the chip.", 2.5)]
+
+    backends = [Metered()]
+    may_return = threading.Event()
+
+    def make():
+        if backends:
+            return backends.pop()
+        assert may_return.wait(PATIENCE_S)
+        return Metered()
+
+    device = backends[0]
+    accelerator = opened(Accelerator(make, reopen_s=0.0))
+    registry = CollectorRegistry()
+    accelerator.register_metrics(registry)
+    wait_until(lambda: registry.get_sample_value("fake_power_watts") == 2.5)
+    device.broken = True
+    wait_until(lambda: registry.get_sample_value("fake_power_watts") is None)
+    device.broken = False
+    wait_until(lambda: registry.get_sample_value("fake_power_watts") == 2.5)
+    assert device.asked_in is accelerator._worker
+    device.failure = AcceleratorGone("unplugged")
+    with pytest.raises(AcceleratorGone):
+        accelerator.submit("resnet50", b"\1", {}).result(PATIENCE_S)
+    wait_until(lambda: registry.get_sample_value("fake_power_watts") is None)
+    may_return.set()
+    accelerator.close()
+
+
+def test_warm_up_leaves_out_the_models_that_fail():
+    class OneBroken(FakeBackend):
+        def infer(self, model, image):
+            if model == "resnet50":
+                raise RuntimeError("bad tensor")
+            return super().infer(model, image)
+
+    backend = warmed_up(OneBroken())
+    assert backend.models == ["mobilenet"]
+    assert backend.absent["resnet50"] == "its first inference failed: bad tensor"
+    assert backend.calls == [("mobilenet", 0)]
+    assert backend.closed_in is None
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("bad tensor"), AcceleratorGone("unplugged")])
+def test_warm_up_that_leaves_no_model_closes_the_device(failure):
+    class Broken(FakeBackend):
+        def infer(self, model, image):
+            raise failure
+
+    backend = Broken()
+    with pytest.raises(AcceleratorGone, match=str(failure)):
+        warmed_up(backend)
+    assert backend.closed_in is threading.current_thread()
+
+
+@pytest.mark.parametrize("hangs_in", ["inference", "opening"])
+def test_watchdog_ends_the_process_when_the_device_hangs(hangs_in, caplog):
+    backend, may_open = FakeBackend(), threading.Event()
+
+    def make():
+        assert may_open.wait(PATIENCE_S)
+        return backend
+
+    accelerator, statuses, ended = Accelerator(make), [], threading.Event()
+    if hangs_in == "inference":
+        may_open.set()
+        opened(accelerator)
+        backend.gate.clear()
+        accelerator.submit("resnet50", b"\1", {})
+        assert backend.begun.acquire(timeout=PATIENCE_S)
+    limits = (0.0, 3600.0) if hangs_in == "inference" else (3600.0, 0.0)
+    start_watchdog(accelerator, *limits, end_process=lambda status: (statuses.append(status), ended.set()))
+    assert ended.wait(PATIENCE_S)
+    assert statuses == [70]
+    assert hangs_in in caplog.text
+    backend.gate.set()
+    may_open.set()
+    accelerator.close()
 
 
 def test_lost_device_refuses_all_that_wait_and_comes_back():
@@ -146,7 +281,7 @@ def test_lost_device_refuses_all_that_wait_and_comes_back():
         assert may_return.wait(PATIENCE_S)
         return regained
 
-    accelerator = Accelerator(make, reopen_s=0.0)
+    accelerator = opened(Accelerator(make, reopen_s=0.0))
     lost.gate.clear()
     lost.failure = AcceleratorGone("unplugged")
     running = accelerator.submit("resnet50", b"\1", {})
@@ -155,13 +290,11 @@ def test_lost_device_refuses_all_that_wait_and_comes_back():
     for future in (running, waiting):
         with pytest.raises(AcceleratorGone, match="unplugged"):
             future.result(PATIENCE_S)
-    assert "unplugged" in (accelerator.health_problem() or "")
+    wait_until(lambda: accelerator.health_problem() == "the accelerator is gone: unplugged; opening it again failed: still unplugged")
     with pytest.raises(AcceleratorGone, match="unplugged"):
         accelerator.submit("resnet50", b"\3", {})
     may_return.set()
-    deadline = time.monotonic() + PATIENCE_S
-    while accelerator.health_problem() is not None:
-        assert time.monotonic() < deadline
+    wait_until(lambda: accelerator.health_problem() is None)
     assert accelerator.submit("resnet50", b"\4", {}).result(PATIENCE_S).top1 == 4
     accelerator.close()
     assert len(attempts) == 3

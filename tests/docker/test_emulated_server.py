@@ -98,6 +98,8 @@ def test_says_its_name_and_the_port_that_answers(start):
         "accelerator": "coral",
         "models": ["mobilenet", "resnet50"],
         "binary": True,
+        "absent": {},
+        "details": {"emulated": "service times are drawn, no model is computed"},
     }
     assert node.client.get("/livez").status == 200
 

@@ -14,8 +14,8 @@ from typing import Any, Dict
 
 import pytest
 
-from inference_server import Accelerator, AcceleratorGone, create_app
-from tests.docker.servers import DOCKER, PATIENCE_S, Client, FakeBackend
+from inference_server import Accelerator, AcceleratorGone, OutOfMemory, create_app
+from tests.docker.servers import DOCKER, PATIENCE_S, Client, FakeBackend, opened
 
 SIZE = 224 * 224 * 3
 IMAGE = b"\7" + bytes(SIZE - 1)
@@ -31,6 +31,7 @@ class WatchedAccelerator(Accelerator):
         super().__init__(lambda: backend, queue_capacity=2)
         self.submitted = threading.Semaphore(0)
         self.futures = []
+        opened(self)
 
     def submit(self, model, image, headers):
         self.futures.append(super().submit(model, image, headers))
@@ -81,6 +82,7 @@ def test_both_forms_of_a_request_give_the_same(client):
             "queue_time",
             "result",
             "top1",
+            "model_switched",
         }
         assert (answer.json["server"], answer.json["model"]) == ("fake1", "resnet50")
         assert (answer.json["result"], answer.json["top1"]) == ("done", 7)
@@ -143,6 +145,39 @@ def test_unknown_model_is_told_the_known_ones(client, model):
     assert answer.status == 404
     assert "resnet50, mobilenet" in answer.json["detail"]
     assert len(answer.json["detail"]) < 300
+
+
+def test_absent_model_is_told_why(client):
+    answer = client.infer(IMAGE, model="vgg16")
+    assert answer.status == 404
+    assert answer.json["detail"].endswith("got 'vgg16': no file for this device")
+
+
+def test_device_without_memory_asks_to_come_again(client, backend):
+    backend.failure = OutOfMemory("vgg16 needs 600 MB")
+    answer = client.infer(IMAGE)
+    assert (answer.status, answer.json["detail"]) == (503, "vgg16 needs 600 MB")
+    assert "Retry-After" in answer.headers
+    assert client.infer(IMAGE).status == 200
+
+
+def test_server_answers_before_its_device_is_open(run_app):
+    may_open = threading.Event()
+
+    def make():
+        assert may_open.wait(PATIENCE_S)
+        return FakeBackend()
+
+    accelerator = Accelerator(make)
+    client = run_app(create_app("fake1", accelerator))
+    health, infer, livez = client.get("/health"), client.infer(IMAGE), client.get("/livez")
+    assert (health.status, infer.status, livez.status) == (503, 503, 200)
+    assert "being opened" in health.json["detail"]
+    assert "Retry-After" in infer.headers
+    may_open.set()
+    opened(accelerator)
+    assert (client.get("/health").status, client.infer(IMAGE).status) == (200, 200)
+    accelerator.close()
 
 
 def test_body_of_the_largest_size_is_read_and_a_larger_one_is_not(client):
@@ -219,6 +254,8 @@ def test_health_answers_while_an_inference_runs(client, accelerator, backend):
         "accelerator": "fake",
         "models": ["resnet50", "mobilenet"],
         "binary": True,
+        "absent": {"vgg16": "no file for this device"},
+        "details": {"driver": "1.2.3"},
     }
 
 
@@ -270,6 +307,7 @@ def test_metrics_count_requests_and_time_inferences(client, accelerator, backend
     assert 'inference_requests_total{code="404",model="unknown"} 1.0' in lines
     assert 'inference_duration_seconds_count{model="resnet50"} 1.0' in lines
     assert "inference_queue_depth 1.0" in lines
+    assert "inference_model_switches_total 0.0" in lines
     assert "nonsense" not in answer.text
 
 
@@ -278,7 +316,7 @@ def test_document_describes_both_bodies_and_every_error(client):
     infer = document["paths"]["/infer"]["post"]
     assert set(infer["requestBody"]["content"]) == {"application/json", "application/octet-stream"}
     assert set(infer["responses"]) == {"200", "400", "404", "413", "500", "503"}
-    assert infer["parameters"][0]["schema"]["enum"] == ["resnet50", "mobilenet"]
+    assert infer["parameters"][0]["name"] == "model"
     assert set(document["paths"]) == {"/infer", "/health", "/livez", "/metrics"}
 
 
@@ -288,7 +326,7 @@ def test_sigterm_finishes_the_request_that_runs_and_ends_with_0():
         from inference_server import Accelerator, Backend, create_app, serve
 
         class Slow(Backend):
-            accelerator, models = "fake", ["resnet50"]
+            accelerator, models, absent, details = "fake", ["resnet50"], {}, {}
 
             def infer(self, model, image):
                 print("begun", flush=True)
@@ -301,7 +339,9 @@ def test_sigterm_finishes_the_request_that_runs_and_ends_with_0():
         bound = socket.socket()
         bound.bind(("127.0.0.1", 0))
         ready = lambda: print(bound.getsockname()[1], bound.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY), flush=True)
-        serve(create_app("slow1", Accelerator(Slow)), bound_socket=bound, on_ready=ready)
+        accelerator = Accelerator(Slow)
+        accelerator.opened.wait()
+        serve(create_app("slow1", accelerator), bound_socket=bound, on_ready=ready)
         """
     process: Any = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(program)],

@@ -1,0 +1,44 @@
+"""Ends the process when the device hangs: a thread that waits inside a driver cannot be ended otherwise."""
+
+import logging
+import os
+import threading
+import time
+from typing import Callable
+
+from inference_server.accelerator import BaseAccelerator
+
+logger = logging.getLogger(__name__)
+
+EXIT_HANGS = 70
+CHECK_EVERY_S = 0.25
+
+
+def start_watchdog(
+    accelerator: BaseAccelerator,
+    inference_timeout_s: float,
+    open_timeout_s: float,
+    end_process: Callable[[int], None] = os._exit,
+) -> None:
+    """Watch an accelerator from a thread of its own.
+
+    Args:
+        accelerator: what is watched.
+        inference_timeout_s: an inference older than this, in seconds, ends the process.
+        open_timeout_s: the same for opening the device with its models, closing it and asking for its gauges.
+        end_process: called with the exit status 70.
+    """
+
+    def watch() -> None:
+        while True:
+            for what, age_s, limit_s in (
+                ("an inference", accelerator.oldest_inference_age_s(), inference_timeout_s),
+                ("opening, closing or reading the accelerator", accelerator.upkeep_age_s(), open_timeout_s),
+            ):
+                if age_s > limit_s:
+                    logger.critical("%s has taken %.1f s, more than %g s: the process ends", what, age_s, limit_s)
+                    end_process(EXIT_HANGS)
+                    return
+            time.sleep(CHECK_EVERY_S)
+
+    threading.Thread(target=watch, name="watchdog", daemon=True).start()
