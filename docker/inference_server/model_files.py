@@ -98,7 +98,7 @@ def _model_file(where: str, name: str, directory: Path, entry: Dict[str, Any]) -
     if unknown:
         raise InvalidManifest(f"{where}: unknown key {unknown[0]}; there are {', '.join(KEYS)} and absent")
     file_name = entry.get("file")
-    if not isinstance(file_name, str) or not file_name or Path(file_name).name != file_name:
+    if not isinstance(file_name, str) or file_name in ("", "..") or Path(file_name).name != file_name:
         raise InvalidManifest(f"{where}: file: expected the name of a file beside the manifest, got {file_name!r}")
     if entry.get("input_type") not in INPUT_TYPES:
         raise InvalidManifest(f"{where}: input_type: expected one of {', '.join(INPUT_TYPES)}, got {entry.get('input_type')!r}")

@@ -3,6 +3,7 @@
 import threading
 import time
 from concurrent.futures import CancelledError
+from typing import List
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -136,12 +137,13 @@ def test_backend_is_made_and_closed_by_the_thread_that_uses_it():
 
 
 def test_device_that_cannot_be_opened_says_why_until_it_is_there():
-    may_return, attempts = threading.Event(), []
+    may_return = threading.Event()
+    attempts: List[None] = []
 
     def make():
         attempts.append(None)
         if len(attempts) < 3:
-            raise OSError("no device %d" % len(attempts))
+            raise OSError(f"no device {len(attempts)}")
         assert may_return.wait(PATIENCE_S)
         return FakeBackend()
 
@@ -224,7 +226,8 @@ def test_warm_up_leaves_out_the_models_that_fail():
                 raise RuntimeError("bad tensor")
             return super().infer(model, image)
 
-    backend = warmed_up(OneBroken())
+    backend = OneBroken()
+    assert warmed_up(backend) is backend
     assert backend.models == ["mobilenet"]
     assert backend.absent["resnet50"] == "its first inference failed: bad tensor"
     assert backend.calls == [("mobilenet", 0)]
@@ -251,7 +254,12 @@ def test_watchdog_ends_the_process_when_the_device_hangs(hangs_in, caplog):
         assert may_open.wait(PATIENCE_S)
         return backend
 
-    accelerator, statuses, ended = Accelerator(make), [], threading.Event()
+    def end_process(status):
+        statuses.append(status)
+        ended.set()
+
+    accelerator, ended = Accelerator(make), threading.Event()
+    statuses: List[int] = []
     if hangs_in == "inference":
         may_open.set()
         opened(accelerator)
@@ -259,7 +267,7 @@ def test_watchdog_ends_the_process_when_the_device_hangs(hangs_in, caplog):
         accelerator.submit("resnet50", b"\1", {})
         assert backend.begun.acquire(timeout=PATIENCE_S)
     limits = (0.0, 3600.0) if hangs_in == "inference" else (3600.0, 0.0)
-    start_watchdog(accelerator, *limits, end_process=lambda status: (statuses.append(status), ended.set()))
+    start_watchdog(accelerator, *limits, end_process=end_process)
     assert ended.wait(PATIENCE_S)
     assert statuses == [70]
     assert hangs_in in caplog.text
@@ -290,7 +298,9 @@ def test_lost_device_refuses_all_that_wait_and_comes_back():
     for future in (running, waiting):
         with pytest.raises(AcceleratorGone, match="unplugged"):
             future.result(PATIENCE_S)
-    wait_until(lambda: accelerator.health_problem() == "the accelerator is gone: unplugged; opening it again failed: still unplugged")
+    wait_until(
+        lambda: accelerator.health_problem() == "the accelerator is gone: unplugged; opening it again failed: still unplugged"
+    )
     with pytest.raises(AcceleratorGone, match="unplugged"):
         accelerator.submit("resnet50", b"\3", {})
     may_return.set()
