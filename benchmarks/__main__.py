@@ -6,6 +6,7 @@ from benchmarks.decision import decision
 from benchmarks.dispatch import emulated, http_at_once, in_process
 from benchmarks.figures import print_table
 from benchmarks.generation import generation
+from benchmarks.server import server_health, server_memory, server_overhead
 from benchmarks.virtual_time import growing_cluster, large_cluster, virtual_time, whole_run, whole_sweep
 
 
@@ -24,6 +25,9 @@ def main() -> None:
         "in_process",
         "http_at_once",
         "emulated",
+        "server_overhead",
+        "server_health",
+        "server_memory",
         "sweep",
     )
     parser.add_argument("only", nargs="*", metavar="NAME", help=f"of {', '.join(names)} (all but sweep, which takes long)")
@@ -40,6 +44,9 @@ def main() -> None:
         "in_process": lambda: in_process(options.seconds, options.repeats),
         "http_at_once": lambda: http_at_once(options.seconds, options.repeats),
         "emulated": lambda: emulated(options.seconds, options.repeats),
+        "server_overhead": lambda: server_overhead(options.repeats),
+        "server_health": lambda: server_health(options.seconds, options.repeats),
+        "server_memory": server_memory,
         "sweep": lambda: whole_sweep(options.repeats),
     }
     print_table([groups[name] for name in options.only or names[:-1]])
