@@ -1,6 +1,7 @@
 """The wall-clock cluster: worker threads that POST each task to its node, over kept connections.
 
-Edit WORKERS to name the pods of your cluster: `kubectl get pods -o wide` shows their addresses.
+Edit WORKERS to name the pods of your cluster: `kubectl get pods -o wide` shows their addresses. Or leave it as it is, and let
+`main_pregenerated.py --discover` ask the cluster for them.
 """
 
 import gc
@@ -135,7 +136,7 @@ class HttpCluster(WallClockCluster):
         urls = require_worker_urls(workers)
         unknown = [name for name in workers if name not in profile.nodes]
         if unknown:
-            raise UsageError(f"WORKERS: {unknown[0]} is not in the performance profile, which knows {', '.join(profile.nodes)}")
+            raise UsageError(f"worker {unknown[0]} is not in the performance profile, which knows {', '.join(profile.nodes)}")
         lock = threading.RLock()
         super().__init__(profile, list(workers), settings, scheduler, power, on_end, on_decision, lock)
         self.unreachable_at_start: dict[str, str] = {}

@@ -33,6 +33,7 @@ from emulated_nodes import EmulatedNodes
 from inference_request import WORKERS, HttpCluster, low_latency, placeholders, require_worker_urls
 from metric_collector import MetricCollector, RunFolder
 from mobility.mobility_manager import Mobility, MobilityManager
+from node_discovery import discover_workers
 from performance_profile import PerformanceProfile, load_profile
 from prometheus_collector import NodeMetricsSource, PrometheusCollector, PrometheusSource, require_url
 from report import write_run_report
@@ -296,18 +297,19 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignal) -> int:
     profile = load_profile(settings.performance_profile)
     require_known_models(settings, profile.latency)
     scheduler = create_scheduler(settings.scheduler, settings, random_stream(settings.seed, "policy"))
-    kind, notice = choose_cluster(options.cluster, WORKERS)
     prometheus_url = require_url("--prometheus-url", options.prometheus_url) if options.prometheus_url else None
-    if kind == "workers":
-        require_worker_urls(WORKERS)
-    settings, scenario = build_scenario(settings, options.trace, options.duration)
-    if options.save_trace:
-        save_trace(scenario.trace, options.save_trace)
-    folder = RunFolder(options.output, datetime.now().astimezone())
 
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
+    workers = discover_workers(list(profile.nodes), say, lambda: stop.received) if options.discover else WORKERS
+    kind, notice = choose_cluster(options.cluster, workers)
+    if kind == "workers":
+        require_worker_urls(workers)
+    settings, scenario = build_scenario(settings, options.trace, options.duration)
+    if options.save_trace:
+        save_trace(scenario.trace, options.save_trace)
+    folder = RunFolder(options.output, datetime.now().astimezone())
     if notice:
         say(notice)
     with ExitStack() as stack:
@@ -320,7 +322,7 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignal) -> int:
             summary = virtual.measure(measured_in_virtual_time)
         else:
             nodes = stack.enter_context(EmulatedNodes(profile, lambda: stop.received)) if kind == "emulated" else None
-            workers = nodes.workers if nodes else WORKERS
+            workers = nodes.workers if nodes else workers
             power = stack.enter_context(_power_poller(prometheus_url, nodes, list(workers), settings))
             real = partial(HttpCluster, workers, profile, settings, scheduler, power.latest)
             one = Run(settings, scenario, kind, profile, list(workers), real, folder)
@@ -363,6 +365,11 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         default="auto",
         help="the pods in WORKERS, local emulated nodes, nodes in virtual time; auto: emulated while WORKERS holds placeholders",
     )
+    parser.add_argument(
+        "--discover",
+        action="store_true",
+        help="take the workers from the ready pods of the cluster, or of `kubectl get pods -o json` on standard input",
+    )
     parser.add_argument("--trace", type=Path, metavar="FILE", help="replay this load instead of drawing one")
     parser.add_argument("--save-trace", type=Path, metavar="FILE", help="write the load to a file that --trace reads")
     parser.add_argument("--prometheus-url", metavar="URL", help=f"where power is read (workers: {DEFAULT_PROMETHEUS_URL})")
@@ -371,7 +378,10 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--no-report", action="store_true", help="write no report.html")
     parser.add_argument("--quiet", action="store_true", help="no progress display")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.discover and options.cluster in ("emulated", "simulated"):
+        parser.error(f"--discover: finds workers, and --cluster {options.cluster} has none; leave one of the two out")
+    return options
 
 
 def _settings_of(options: argparse.Namespace) -> Settings:

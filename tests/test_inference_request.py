@@ -567,7 +567,7 @@ def test_malformed_worker_url_is_refused_by_name(url):
 
 def test_worker_that_the_profile_does_not_know_is_refused_by_name():
     settings = default_settings()
-    with pytest.raises(UsageError, match=r"WORKERS: coral9 is not in the performance profile, which knows coral1"):
+    with pytest.raises(UsageError, match=r"^worker coral9 is not in the performance profile, which knows coral1"):
         HttpCluster(
             {"coral9": "http://10.42.1.7:8080/infer"},
             small_profile({"coral1": {"resnet50": 1.0}}),

@@ -4,6 +4,7 @@ import argparse
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from datetime import datetime
 from io import StringIO
 
@@ -18,7 +19,7 @@ from metric_collector import DEVICE_COLUMNS, RESULT_COLUMNS, RunFolder, decision
 from slo_monitor import VIOLATION_COLUMNS
 from task_generator import save_trace, scenario_sha256
 from tests.helpers import default_settings
-from utils import PROJECT_ROOT, UsageError
+from utils import PROJECT_ROOT, HarnessError, UsageError
 
 REAL = {name: f"http://10.42.1.{number}:8080/infer" for number, name in enumerate(WORKERS, start=1)}
 
@@ -199,6 +200,42 @@ def test_workers_without_an_address_are_named(option, workers):
     assert "coral1" not in str(refusal.value) or option == "workers"
 
 
+@pytest.mark.parametrize("cluster", ["emulated", "simulated"])
+def test_discovering_workers_for_a_cluster_that_has_none_is_refused(refused, cluster):
+    assert f"--discover: finds workers, and --cluster {cluster} has none" in refused("--discover", "--cluster", cluster)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--cluster", "auto"], ["--cluster", "workers"]])
+@pytest.mark.parametrize("in_the_file", [WORKERS, REAL])
+def test_discovered_workers_take_the_place_of_those_in_the_file(monkeypatch, tmp_path, in_the_file, arguments):
+    class Started(Exception):
+        """The run got as far as this."""
+
+    def run(settings, scenario, kind, profile, node_names, make_cluster, folder):
+        raise Started(kind, node_names, dict(make_cluster.args[0]))
+
+    found = {"coral2": "http://10.42.9.9:8080/infer", "hailo1": "http://10.42.9.8:8080/infer"}
+    monkeypatch.setattr(main_pregenerated, "WORKERS", in_the_file)
+    monkeypatch.setattr(main_pregenerated, "Run", run)
+    monkeypatch.setattr(main_pregenerated, "_power_poller", lambda *arguments: nullcontext(argparse.Namespace(latest={})))
+    monkeypatch.setattr(main_pregenerated, "discover_workers", lambda known_nodes, tell, stopping: found)
+    with pytest.raises(Started) as reached:
+        main(["--discover", "--duration", "1", "--output", str(tmp_path), *arguments])
+    assert reached.value.args == ("workers", list(found), found)
+
+
+@pytest.mark.parametrize("error", [UsageError("one line"), HarnessError("one line")])
+def test_discovery_that_fails_costs_one_line_and_its_exit_status(monkeypatch, tmp_path, capsys, error):
+    def fail(known_nodes, tell, stopping):
+        assert known_nodes == list(WORKERS)
+        raise error
+
+    monkeypatch.setattr(main_pregenerated, "discover_workers", fail)
+    assert main(["--discover", "--output", str(tmp_path / "results")]) == (2 if isinstance(error, UsageError) else 1)
+    assert capsys.readouterr().err == "main_pregenerated.py: one line\n"
+    assert not (tmp_path / "results").exists()
+
+
 # Output folder and traces.
 
 
@@ -274,6 +311,7 @@ def test_defaults_are_those_of_the_design():
         seed=None,
         scheduler=None,
         cluster="auto",
+        discover=False,
         trace=None,
         save_trace=None,
         prometheus_url=None,

@@ -1,0 +1,489 @@
+"""Finding the workers: what a list of pods says, what stands on standard input, and how the cluster's API is asked."""
+
+import io
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from urllib.parse import parse_qs
+
+import pytest
+import yaml
+
+import node_discovery
+from emulated_nodes import EmulatedNodes
+from node_discovery import LABEL_SELECTOR, LABELS, discover_workers, pods_in, read_given, workers_of
+from tests.helpers import Reply, default_profile, scripted_server, small_profile
+from utils import PROJECT_ROOT, HarnessError, Interrupted, UsageError
+
+PROFILE_NODES = list(default_profile().nodes)
+
+
+def a_pod(
+    node="coral1", name="", ip="10.42.1.7", labels=LABELS, phase="Running", ready="True", ports=None, waiting="", **metadata
+):
+    """A pod as kubectl prints it; `metadata` is added to its own."""
+    ports = [{"name": "http", "containerPort": 8080, "protocol": "TCP"}] if ports is None else ports
+    state = {"waiting": {"reason": waiting}} if waiting else {"running": {"startedAt": "2026-11-23T20:00:00Z"}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name or f"server-on-{node}",
+            "namespace": "default",
+            "labels": {"app.kubernetes.io/name": "coral-inference-server", **labels, "pod-template-generation": "1"},
+            **metadata,
+        },
+        "spec": {
+            **({"nodeName": node} if node else {}),
+            "containers": [{"name": "inference-server", "image": "registry.example/edge/x:1", "ports": ports}],
+        },
+        "status": {
+            "phase": phase,
+            "conditions": [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": ready}],
+            "containerStatuses": [{"name": "inference-server", "ready": ready == "True", "state": state}],
+            **({"podIP": ip, "podIPs": [{"ip": ip}]} if ip else {}),
+        },
+    }
+
+
+def a_list(*pods, kind="List"):
+    return json.dumps({"apiVersion": "v1", "kind": kind, "items": pods, "metadata": {"resourceVersion": ""}}).encode()
+
+
+def found(*pods):
+    return workers_of(pods_in(a_list(*pods), "standard input"), PROFILE_NODES)
+
+
+# What a list says.
+
+
+def test_workers_come_in_the_order_of_the_profile_and_unknown_nodes_last():
+    names = ["hailo2", "zebra", "coral1", "alpaca", "jetson1"]
+    workers = found(*(a_pod(name, ip=f"10.42.0.{number}") for number, name in enumerate(names))).workers
+    assert list(workers.items()) == [
+        ("coral1", "http://10.42.0.2:8080/infer"),
+        ("jetson1", "http://10.42.0.4:8080/infer"),
+        ("hailo2", "http://10.42.0.0:8080/infer"),
+        ("alpaca", "http://10.42.0.3:8080/infer"),
+        ("zebra", "http://10.42.0.1:8080/infer"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "ports, port",
+    [
+        ([{"name": "metrics", "containerPort": 9000}, {"name": "http", "containerPort": 8181}], 8181),
+        ([{"containerPort": 9000}], 8080),
+        ([], 8080),
+    ],
+)
+def test_port_is_the_one_that_is_named_http(ports, port):
+    assert found(a_pod(ports=ports)).workers == {"coral1": f"http://10.42.1.7:{port}/infer"}
+
+
+def test_ipv6_address_stands_in_brackets():
+    assert found(a_pod(ip="fd00:10:42::7")).workers == {"coral1": "http://[fd00:10:42::7]:8080/infer"}
+
+
+@pytest.mark.parametrize("text", [a_list(a_pod(), kind="PodList"), a_list(a_pod()), json.dumps(a_pod()).encode()])
+def test_lists_of_kubectl_and_of_the_api_and_a_single_pod_are_taken(text):
+    assert [pod.spec.node for pod in pods_in(text, "standard input")] == ["coral1"]
+
+
+def test_items_of_the_api_carry_no_kind():
+    item = {key: value for key, value in a_pod().items() if key not in ("kind", "apiVersion")}
+    assert found(item).workers == {"coral1": "http://10.42.1.7:8080/infer"}
+
+
+@pytest.mark.parametrize("key", LABELS)
+def test_pods_without_the_labels_and_other_kinds_of_things_are_passed_over_in_silence(key):
+    others = {label: value for label, value in LABELS.items() if label != key}
+    service = {"kind": "Service", "apiVersion": "v1", "metadata": {"name": "kubernetes", "labels": LABELS}, "spec": {"ports": 3}}
+    strangers = [a_pod("coral2", labels=others), a_pod("hailo1", labels={**LABELS, key: "monitoring"}), service]
+    assert found(a_pod(), *strangers) == ({"coral1": "http://10.42.1.7:8080/infer"}, [])
+
+
+@pytest.mark.parametrize(
+    "pod, why",
+    [
+        (a_pod(deletionTimestamp="2026-11-23T20:00:00Z"), "it is being deleted"),
+        (a_pod(phase="Pending", waiting="ImagePullBackOff"), "its phase is Pending (ImagePullBackOff), not Running"),
+        (a_pod(phase="Failed"), "its phase is Failed, not Running"),
+        (a_pod(ready="False"), "it is not ready"),
+        (a_pod(ready="Unknown"), "it is not ready"),
+        (a_pod(ready="False", waiting="CrashLoopBackOff"), "it is not ready (CrashLoopBackOff)"),
+        (a_pod(ip=""), "it has no address yet"),
+    ],
+)
+def test_server_that_cannot_serve_is_left_out_and_told(pod, why):
+    workers, left_out = found(pod, a_pod("hailo1"))
+    assert list(workers) == ["hailo1"]
+    assert left_out == [f"pod server-on-coral1 on coral1 is left out: {why}"]
+
+
+def test_pod_without_conditions_or_node_is_not_ready():
+    fresh = a_pod(node="", name="fresh", phase="Pending", ip="")
+    fresh["status"] = {"phase": "Pending", "conditions": None}
+    assert found(fresh) == ({}, ["pod fresh on no node is left out: its phase is Pending, not Running"])
+
+
+def test_old_pod_beside_its_ready_successor_does_not_hide_it():
+    old = a_pod(name="old", ip="10.42.1.6", deletionTimestamp="2026-11-23T20:00:00Z")
+    for pods in ([old, a_pod(name="new")], [a_pod(name="new"), old]):
+        assert found(*pods).workers == {"coral1": "http://10.42.1.7:8080/infer"}
+
+
+def test_two_ready_servers_on_one_node_are_refused_by_name():
+    with pytest.raises(UsageError, match=r"^node coral1: expected one .* found two, first and second: ") as refused:
+        found(a_pod(name="first"), a_pod("coral2"), a_pod(name="second", ip="10.42.1.8"))
+    assert "coral2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        (b"NAME   READY   STATUS\ncoral  1/1  Running\n", r"found 'NAME   READY   STATUS\\ncoral .*', which is not JSON$"),
+        (b"\xff\xfe\x00\x01", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (a_list(a_pod())[:-20], "not JSON"),
+        (a_list(a_pod()) * 2, "not JSON"),
+        (b"[]", "found JSON of another kind"),
+        (b'"pods"', "found JSON of another kind"),
+        (b"{}", "found JSON of another kind"),
+        (b'{"kind": "Status", "status": "Failure"}', "found the kind Status"),
+        (b'{"kind": "ServiceList", "items": []}', "found the kind ServiceList"),
+        (b'{"kind": "List", "items": {"a": 1}}', "found the kind List"),
+        (b'{"kind": "List", "items": [7]}', "found a pod that is none: an item: "),
+        (b'{"kind": "Pod"}', "found a pod that is none: metadata: Field required"),
+        (a_list(a_pod(ip="10.42.1")), "found a pod that is none: status.podIP: "),
+        (a_list(a_pod(ports=[{"name": "http", "containerPort": 99999}])), r"spec\.containers\.0\.ports\.0\.containerPort: "),
+    ],
+)
+def test_what_is_no_list_of_pods_is_refused_in_one_line(text, says):
+    with pytest.raises(UsageError, match=r"^standard input: expected what `kubectl get pods -o json` prints, ") as refused:
+        pods_in(text, "standard input")
+    assert re.search(says, str(refused.value)), refused.value
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 250
+
+
+def test_list_without_items_holds_no_pods():
+    assert pods_in(b'{"kind": "PodList", "items": null}', "standard input") == []
+
+
+# Standard input.
+
+
+@contextmanager
+def an_open_pipe(holds=b""):
+    """The reading end of a pipe whose writing end stays open."""
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, holds)
+        with os.fdopen(reading) as stream:
+            yield stream
+    finally:
+        os.close(writing)
+
+
+def test_pipe_is_read_to_its_end_however_it_comes():
+    reading, writing = os.pipe()
+    text = a_list(*(a_pod(name=f"pod{number}") for number in range(500)))
+    assert len(text) > 2 * 65536  # more than a pipe holds at once
+
+    def write():
+        with os.fdopen(writing, "wb", buffering=0) as pipe:
+            for start in range(0, len(text), 50_000):
+                pipe.write(text[start : start + 50_000])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    with os.fdopen(reading) as stream:
+        assert read_given(stream) == text
+    writer.join()
+
+
+def test_file_is_read(tmp_path):
+    (tmp_path / "pods.json").write_bytes(a_list(a_pod()))
+    with (tmp_path / "pods.json").open() as stream:
+        assert read_given(stream) == a_list(a_pod())
+
+
+def test_terminal_dev_null_and_what_is_no_file_hold_nothing(tmp_path):
+    terminal, other_side = os.openpty()
+    os.write(terminal, b'{"kind": "List"}\n')
+    with os.fdopen(other_side) as stream:
+        assert read_given(stream) == b""
+    os.close(terminal)
+    with open(os.devnull) as stream:
+        assert read_given(stream) == b""
+    assert read_given(stream) == b""  # closed
+    assert read_given(io.StringIO("text")) == read_given(None) == b""
+
+
+def test_open_pipe_on_which_nothing_comes_is_given_up(monkeypatch):
+    monkeypatch.setattr(node_discovery, "PIPE_PATIENCE_S", 0.05)
+    with an_open_pipe() as stream:
+        assert read_given(stream) == b""
+
+
+def test_pipe_that_stops_in_the_middle_is_refused(monkeypatch):
+    monkeypatch.setattr(node_discovery, "PIPE_PATIENCE_S", 0.05)
+    with (
+        an_open_pipe(a_list(a_pod())[:100]) as stream,
+        pytest.raises(UsageError, match=r"standard input: expected a whole list of pods, found one that stops for 0.05 s"),
+    ):
+        read_given(stream)
+
+
+def test_wish_to_stop_ends_the_wait_for_a_pipe():
+    with an_open_pipe() as stream, pytest.raises(Interrupted):
+        read_given(stream, lambda: True)
+
+
+# The API.
+
+
+@pytest.fixture
+def no_input(monkeypatch, tmp_path):
+    """Nothing on standard input, and no configuration of any cluster but what a test makes."""
+    for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT", "HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with open(os.devnull) as nothing:
+        monkeypatch.setattr(sys, "stdin", nothing)
+        yield
+
+
+def kubeconfig(path, server):
+    """A kubeconfig such as k3s writes, with a token."""
+    content = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "default", "cluster": {"server": server}}],
+        "users": [{"name": "default", "user": {"token": "opensesame"}}],
+        "contexts": [{"name": "default", "context": {"cluster": "default", "user": "default"}}],
+        "current-context": "default",
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(content))
+
+
+@pytest.fixture
+def api(no_input, monkeypatch, tmp_path):
+    """A server in the API's place, to which KUBECONFIG leads; a test sets its reply."""
+    with scripted_server(lambda asked: Reply(404)) as server:
+        kubeconfig(tmp_path / "kubeconfig", server.url)
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        yield server
+
+
+def discovered():
+    lines: list[str] = []
+    return discover_workers(PROFILE_NODES, lines.append), lines
+
+
+def json_reply(content, status=200):
+    return lambda asked: Reply(status, content, {"Content-Type": "application/json"})
+
+
+def test_api_is_asked_once_for_the_labels_with_the_users_credentials(api):
+    api.reply = json_reply(a_list(a_pod("hailo1"), a_pod("coral1", ready="False"), kind="PodList"))
+    workers, lines = discovered()
+    assert workers == {"hailo1": "http://10.42.1.7:8080/infer"}
+    assert lines == [
+        "pod server-on-coral1 on coral1 is left out: it is not ready",
+        "the Kubernetes API: servers on hailo1; no server on coral1, coral2, jetson1, jetson2, hailo2",
+    ]
+    (asked,) = api.asked
+    path, _, query = asked.path.partition("?")
+    assert (asked.method, path) == ("GET", "/api/v1/namespaces/default/pods")
+    assert parse_qs(query) == {"labelSelector": [LABEL_SELECTOR]}
+    assert {name.lower(): value for name, value in asked.headers.items()}["authorization"] == "Bearer opensesame"
+
+
+def test_kubeconfig_of_the_home_folder_is_found(api, monkeypatch, tmp_path):
+    api.reply = json_reply(a_list(a_pod(), kind="PodList"))
+    monkeypatch.delenv("KUBECONFIG")
+    kubeconfig(tmp_path / ".kube" / "config", api.url)
+    assert list(discovered()[0]) == ["coral1"]
+
+
+def test_second_file_of_kubeconfig_counts_where_the_first_is_missing(api, monkeypatch, tmp_path):
+    api.reply = json_reply(a_list(a_pod(), kind="PodList"))
+    monkeypatch.setenv("KUBECONFIG", f"{tmp_path}/nowhere{os.pathsep}{tmp_path}/kubeconfig")
+    assert list(discovered()[0]) == ["coral1"]
+
+
+def test_list_on_standard_input_goes_before_the_api(api, monkeypatch, tmp_path):
+    (tmp_path / "pods.json").write_bytes(a_list(*(a_pod(name) for name in PROFILE_NODES)))
+    with (tmp_path / "pods.json").open() as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        workers, lines = discovered()
+    assert list(workers) == PROFILE_NODES
+    assert lines == [f"standard input: servers on {', '.join(PROFILE_NODES)}"]
+    assert api.asked == []
+
+
+@pytest.mark.parametrize("holds", [b"", b" \n"])
+def test_empty_input_leaves_it_to_the_api(api, monkeypatch, tmp_path, holds):
+    api.reply = json_reply(a_list(a_pod(), kind="PodList"))
+    (tmp_path / "empty").write_bytes(holds)
+    with (tmp_path / "empty").open() as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        assert list(discovered()[0]) == ["coral1"]
+
+
+@pytest.mark.parametrize("pods", [[], [a_pod(ready="False")]])
+def test_no_ready_server_says_which_labels_and_how_to_look(api, pods):
+    api.reply = json_reply(a_list(*pods, kind="PodList"))
+    with pytest.raises(HarnessError) as failed:
+        discovered()
+    assert not isinstance(failed.value, UsageError)
+    assert f"no pod that is ready has the labels {LABEL_SELECTOR};" in str(failed.value)
+    assert f"kubectl get pods -n default -l {LABEL_SELECTOR} -o wide" in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    "status, says",
+    [
+        (401, "does not accept the credentials of the kubeconfig (401)"),
+        (403, "does not let the user of the kubeconfig list pods in the namespace default (403)"),
+        (404, "answers 404"),
+        (500, "answers 500"),
+        (302, "answers 302"),
+    ],
+)
+def test_refusal_of_the_api_is_one_line_and_not_asked_again(api, status, says):
+    api.reply = json_reply({"kind": "Status", "status": "Failure", "message": "a\nlong\nstory", "code": status}, status)
+    with pytest.raises(HarnessError) as failed:
+        discovered()
+    assert str(failed.value).startswith(f"the Kubernetes API at {api.url} ")
+    assert says in str(failed.value)
+    assert len(api.asked) == 1
+
+
+def test_api_that_is_not_there_is_told_in_one_line(api, caplog):
+    api.stop()
+    with pytest.raises(HarnessError, match=rf"^the Kubernetes API at {api.url} cannot be reached: Connection refused$"):
+        discovered()
+    assert caplog.messages == []  # such as urllib3's on every attempt anew
+
+
+def test_api_whose_name_leads_nowhere_is_told_in_one_line(no_input, monkeypatch, tmp_path):
+    kubeconfig(tmp_path / "kubeconfig", "http://master.invalid:6443")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    with pytest.raises(HarnessError, match=r"^the Kubernetes API at http://master.invalid:6443 cannot be reached: "):
+        discovered()
+
+
+def test_api_that_hangs_is_given_up(api, monkeypatch):
+    monkeypatch.setattr(node_discovery, "API_TIMEOUT_S", 0.2)
+    never = threading.Event()
+    api.reply = lambda asked: Reply(after=never)
+    with pytest.raises(HarnessError, match=r"^the Kubernetes API at .* did not answer within 0\.2 s$"):
+        discovered()
+    assert len(api.asked) == 1
+    never.set()
+
+
+def test_api_that_accepts_no_tls_is_told_in_one_line(no_input, monkeypatch, tmp_path):
+    with scripted_server(lambda asked: Reply(404)) as server:
+        kubeconfig(tmp_path / "kubeconfig", server.url.replace("http:", "https:"))
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        with pytest.raises(HarnessError, match=r"^the Kubernetes API at https://.* cannot be asked: .*SSL"):
+            discovered()
+
+
+@pytest.mark.parametrize("reply", [Reply(content=b"<html>"), Reply(raw=b"HTTP/1.1 nonsense\r\n\r\n"), Reply(reset=True)])
+def test_answer_that_is_none_is_told_in_one_line(api, reply):
+    api.reply = lambda asked: reply
+    with pytest.raises(HarnessError, match=r"^the Kubernetes API"):
+        discovered()
+
+
+def test_missing_configuration_says_where_it_was_looked_for_and_where_k3s_keeps_it(no_input):
+    with pytest.raises(UsageError, match=r"no configuration of the Kubernetes API in ~/\.kube/config") as refused:
+        discovered()
+    assert "KUBECONFIG=/etc/rancher/k3s/k3s.yaml" in str(refused.value)
+    assert "`kubectl get pods -o json`" in str(refused.value)
+
+
+def test_kubeconfig_that_cannot_be_read_says_why(no_input, monkeypatch, tmp_path):
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path))  # a folder: root, too, cannot read it as a file
+    with pytest.raises(UsageError, match=rf"^{tmp_path}: cannot be read: Is a directory; on a k3s master, "):
+        discovered()
+
+
+@pytest.mark.parametrize("content", ["", "a: [1", "just text", "- 1", "clusters: 7", "{}", "\x00", "current-context: none"])
+def test_kubeconfig_that_is_none_is_refused_in_one_line(no_input, monkeypatch, tmp_path, content):
+    (tmp_path / "kubeconfig").write_text(content)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    with pytest.raises(UsageError, match=str(tmp_path / "kubeconfig")):
+        discovered()
+
+
+# The whole way.
+
+
+def started(tmp_path, *arguments, **options):
+    command = [sys.executable, str(PROJECT_ROOT / "main_pregenerated.py"), "--discover", "--output", str(tmp_path / "results")]
+    environment = {**os.environ, "HOME": str(tmp_path), "KUBECONFIG": ""}
+    return subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, timeout=100, env=environment, cwd=PROJECT_ROOT, **options
+    )
+
+
+@pytest.mark.parametrize(
+    "text, status, says",
+    [
+        ("", 2, "no configuration of the Kubernetes API"),
+        ("No resources found\n", 2, "standard input: expected what `kubectl get pods -o json` prints"),
+        (a_list().decode(), 1, "standard input: no pod that is ready"),
+    ],
+)
+def test_program_tells_in_one_line_why_it_found_no_workers(tmp_path, text, status, says):
+    done = started(tmp_path, "--duration", "1", input=text)
+    assert done.returncode == status
+    assert done.stderr.startswith("main_pregenerated.py: ") and says in done.stderr
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("results/*"))
+
+
+def test_server_on_a_node_that_the_profile_does_not_know_is_refused_by_name(tmp_path):
+    done = started(tmp_path, "--duration", "1", input=a_list(a_pod("raspberry")).decode())
+    assert done.returncode == 2
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("main_pregenerated.py: worker raspberry is not in the performance profile, which knows coral1")
+    assert not list(tmp_path.glob("results/*"))
+
+
+def test_experiment_runs_on_the_pods_of_standard_input(tmp_path):
+    models = dict.fromkeys(["mobilenet", "resnet50", "efficientnet", "vgg16"], 2.0)
+    (tmp_path / "settings.yaml").write_text("power: {idle_baseline_s: 0}\nscheduler: round_robin\n")
+    with EmulatedNodes(small_profile({"hailo2": models, "coral1": models})) as nodes:
+        ports = {name: int(url.split(":")[2].removesuffix("/infer")) for name, url in nodes.workers.items()}
+        pods = [a_pod(name, ip="127.0.0.1", ports=[{"name": "http", "containerPort": port}]) for name, port in ports.items()]
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            nowhere = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        done = started(
+            tmp_path,
+            *("--config", str(tmp_path / "settings.yaml"), "--duration", "2", "--quiet", "--no-report"),
+            *("--prometheus-url", nowhere),
+            input=a_list(*pods, a_pod("jetson1", phase="Pending", ip="")).decode(),
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[:2] == [
+        "pod server-on-jetson1 on jetson1 is left out: its phase is Pending, not Running",
+        "standard input: servers on coral1, hailo2; no server on coral2, jetson1, jetson2, hailo1",
+    ]
+    (path,) = tmp_path.glob("results/*/experiment_summary_*.json")
+    summary = json.loads(path.read_text())
+    assert summary["cluster"] == "workers"
+    assert list(summary["utilisation"]) == ["coral1", "hailo2"]  # the order of the profile, not of the list
+    assert min(summary["utilisation"].values()) > 0
+    assert summary["tasks"]["on_time"] > 0 and summary["tasks"]["failed"] == 0
