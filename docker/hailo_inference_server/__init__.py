@@ -1,0 +1,1 @@
+"""Inference server of a node with a Hailo-8L."""

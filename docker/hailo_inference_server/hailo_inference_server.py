@@ -1,0 +1,315 @@
+"""The inference server of a Raspberry Pi 5 with a Hailo-8L: HailoRT 4.23 through its InferModel interface.
+
+| variable | default | meaning |
+|---|---|---|
+| `HAILO_DRIVER_VERSION_FILE` | /host/hailo_driver_version | version of the node's driver; next: /sys/module/hailo_pci/version |
+| `HAILORT_SERVICE` | empty | empty: this process holds the chip; `unix:/tmp/hailort_uds.sock`: the node's hailort.service does |
+| `HAILO_POWER` | empty | empty: `hailo_power_watts` where the module has a sensor; `off`: never. board.py says what it costs |
+
+The others are those of `inference_server.main`. Every model is configured once, when the server opens, and keeps its bindings and
+buffers; HailoRT's round-robin scheduler changes from one to the other, and that change is part of the measured inference.
+
+A HEF holds the normalisation of its network, so images go in as they are and models.yaml says `input_type: uint8` without mean
+and std. The scores are asked for as float32: quantised ones may have a scale of their own per class, and then the greatest
+number need not be the greatest score.
+"""
+
+import logging
+import math
+import os
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hailo_inference_server.board import NO_CONTROL_DETAIL, Board
+from hailo_inference_server.versions import driver_version, imported_hailort, require_one_version
+from inference_server.backend import IMAGE_SIDE, AcceleratorGone, Backend, Gauge, UnusableModel
+from inference_server.main import InvalidVariable, run_server, settings_from
+from inference_server.model_files import ModelFile, ModelFiles
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SHAPE = (IMAGE_SIDE, IMAGE_SIDE, 3)
+DEVICE = Path("/dev/hailo0")
+SERVICE_ADDRESS = "unix:/tmp/hailort_uds.sock"
+SERVICE_GROUP = "SHARED"
+WATCHDOG_LEAD_S = 1.0
+
+STATUS_DEVICE_IN_USE = 73
+STATUS_OUT_OF_PHYSICAL_DEVICES = 74
+STATUS_HINTS = {
+    13: "a file cannot be opened; if it is /dev/hailo0, the container must be privileged or go through HAILORT_SERVICE",
+    76: "the node's driver has another version than the library in the image",
+    77: "hailort.service on the node does not answer",
+    78: "hailort.service on the node has another version than the library in the image",
+}
+
+
+class LoadedModel(NamedTuple):
+    """One model that is configured on the chip, with the buffers of its only inference at a time."""
+
+    configured: Any
+    bindings: Any
+    pixels: NDArray[np.uint8]
+    scores: NDArray[np.float32]
+
+
+class HailoBackend(Backend):
+    """The models of one Hailo chip.
+
+    Args:
+        loaded: the models, by name.
+        absent: why the other models are not served.
+        details: what `/health` says of the chip.
+        board: readings of the chip, or None where it cannot be asked.
+        wait_ms: how long HailoRT may take for one inference, in milliseconds.
+        stopped: HailoRT's exceptions after which the chip must be opened anew.
+        resources: holds everything that is open; closed last to first.
+    """
+
+    accelerator = "hailo"
+
+    def __init__(
+        self,
+        loaded: dict[str, LoadedModel],
+        absent: dict[str, str],
+        details: dict[str, str],
+        board: Board | None,
+        wait_ms: int,
+        stopped: tuple[type[Exception], ...],
+        resources: ExitStack,
+    ) -> None:
+        self.models = list(loaded)
+        self.absent = absent
+        self.details = details
+        self._loaded = loaded
+        self._board = board
+        self._wait_ms = wait_ms
+        self._stopped = stopped
+        self._resources = resources
+
+    def infer(self, model: str, image: bytes) -> int:
+        """Classify one image; see `Backend.infer`. Other requests are answered meanwhile: HailoRT waits without Python's lock."""
+        loaded = self._loaded[model]
+        loaded.pixels[:] = np.frombuffer(image, dtype=np.uint8).reshape(IMAGE_SHAPE)
+        failures: list[Exception] = []
+
+        def completed(completion_info: Any) -> None:
+            if completion_info.exception is not None:
+                failures.append(completion_info.exception)
+
+        try:
+            loaded.configured.wait_for_async_ready(timeout_ms=self._wait_ms)
+            loaded.configured.run_async([loaded.bindings], completed).wait(self._wait_ms)
+        except self._stopped as error:
+            raise AcceleratorGone(f"the Hailo chip was lost while it computed {model}: {_explained(error)}") from error
+        if failures:  # wait() itself succeeds after an inference that failed, and HailoRT has shut the model down by then
+            raise AcceleratorGone(f"the Hailo chip failed to compute {model}: {_explained(failures[0])}") from failures[0]
+        return int(loaded.scores.argmax())
+
+    def gauges(self) -> list[Gauge]:
+        """Temperatures, and power where it is measured; see `Board.gauges`."""
+        return [] if self._board is None else self._board.gauges()
+
+    def close(self) -> None:
+        """Release the models, then the chip."""
+        self._loaded.clear()
+        self._resources.close()
+
+
+def open_backend(files: ModelFiles, environment: Mapping[str, str]) -> Backend:
+    """Check the versions, open the chip and configure every model once.
+
+    Args:
+        files: the models.
+        environment: the variables at the top of this module, and `INFERENCE_TIMEOUT_S`.
+
+    Raises:
+        AcceleratorGone: HailoRT cannot be imported, its parts have different versions, or the chip cannot be opened.
+        InvalidVariable: a variable makes no sense.
+    """
+    # HailoRT waits longer than the watchdog, so that a chip that hangs ends the process: closing and opening it again would not
+    # be safe while HailoRT may still write into the buffers.
+    wait_ms = math.ceil((settings_from(environment).inference_timeout_s + WATCHDOG_LEAD_S) * 1000)
+    through_service = _one_of(environment, "HAILORT_SERVICE", SERVICE_ADDRESS)
+    measure_power = not _one_of(environment, "HAILO_POWER", "off")
+    hailort, version = imported_hailort()
+    driver = driver_version(environment)
+    require_one_version(driver, version)
+    with ExitStack() as resources:
+        vdevice = _opened(hailort, through_service)
+        resources.callback(vdevice.release)
+        details = {"hailort": version, "driver": driver, "scheduler": "ROUND_ROBIN"}
+        board = _board(hailort, vdevice, through_service, measure_power, details)
+        if board is not None:
+            resources.callback(board.close)
+            require_one_version(driver, version, board.firmware_version)
+        loaded: dict[str, LoadedModel] = {}
+        absent = dict(files.absent)
+        for file in files.files:
+            try:
+                loaded[file.name] = _load(hailort, vdevice, file, resources)
+            except _gone_errors(hailort) as error:
+                raise AcceleratorGone(f"the Hailo chip was lost at loading {file.path.name}: {_explained(error)}") from error
+            except Exception as error:  # this model only; the others may be fine
+                absent[file.name] = str(error) if isinstance(error, UnusableModel) else f"{file.path.name}: {_explained(error)}"
+        return HailoBackend(loaded, absent, details, board, wait_ms, _stopped_errors(hailort), resources.pop_all())
+
+
+def _one_of(environment: Mapping[str, str], name: str, value: str) -> bool:
+    """Whether a variable has its only value; False if it is empty.
+
+    Raises:
+        InvalidVariable: it has another one.
+    """
+    found = environment.get(name) or ""
+    if found not in ("", value):
+        raise InvalidVariable(f"{name}: expected nothing or {value!r}, got {found!r}")
+    return found == value
+
+
+def _opened(hailort: ModuleType, through_service: bool) -> Any:
+    """A VDevice with the round-robin scheduler.
+
+    Raises:
+        AcceleratorGone: there is no chip, or it cannot be opened.
+    """
+    socket = Path(SERVICE_ADDRESS.partition(":")[2])
+    if through_service and not socket.exists():
+        raise AcceleratorGone(f"{socket} is missing: start hailort.service on the node and mount its socket there")
+    params = hailort.VDevice.create_params()
+    params.scheduling_algorithm = hailort.HailoSchedulingAlgorithm.ROUND_ROBIN  # in Python it is off unless asked for
+    if through_service:
+        params.multi_process_service = True
+        params.group_id = SERVICE_GROUP
+    try:
+        # A second argument, device_ids, would make HailoRT forget the parameters.
+        return hailort.VDevice(params)
+    except Exception as error:
+        raise AcceleratorGone(f"the Hailo chip cannot be opened: {_why_not_opened(error, through_service)}") from error
+
+
+def _why_not_opened(error: Exception, through_service: bool) -> str:
+    taken = _status(error) in (STATUS_DEVICE_IN_USE, STATUS_OUT_OF_PHYSICAL_DEVICES)
+    if taken and through_service:
+        return f"{error}: hailort.service has no free chip"
+    if not through_service and not DEVICE.exists():
+        return f"{error}: {DEVICE} is missing; look for the chip with 'lspci -d 1e60:', for its driver with 'dmesg | grep hailo'"
+    if taken:
+        return f"{error}: another process holds {DEVICE}; end it ('lsof {DEVICE}' on the node), one chip serves one process"
+    return _explained(error)
+
+
+def _board(
+    hailort: ModuleType, vdevice: Any, through_service: bool, measure_power: bool, details: dict[str, str]
+) -> Board | None:
+    """Readings of the chip, with what they say added to `details`; None where the chip cannot be asked, which it says then."""
+    reason = "it is held by hailort.service"
+    if not through_service:
+        try:
+            board = Board(vdevice.get_physical_devices()[0], measure_power)
+        except hailort.HailoRTException as error:
+            reason = _explained(error)
+        except hailort._pyhailort.HailoRTStatusException as error:  # from opening it, which leaves a bare number untranslated
+            reason = f"{hailort.get_status_message(int(str(error)))} ({error})"
+        else:
+            details.update(board.details)
+            return board
+        logger.warning("the Hailo chip cannot be asked for firmware, temperature and power: %s", reason)
+    details.update(firmware=f"not checked: {reason}", power=NO_CONTROL_DETAIL.format(reason))
+    return None
+
+
+def _gone_errors(hailort: ModuleType) -> tuple[type[Exception], ...]:
+    """What HailoRT raises when the driver, or the service, does not reach the chip."""
+    return hailort.HailoRTDriverOperationFailedException, hailort.HailoCommunicationClosedException
+
+
+def _stopped_errors(hailort: ModuleType) -> tuple[type[Exception], ...]:
+    """What HailoRT raises when an inference stops and the next one would not go better."""
+    return (
+        *_gone_errors(hailort),
+        hailort.HailoRTTimeout,
+        hailort.HailoRTStreamAborted,
+        hailort.HailoRTStreamAbortedByUser,
+        hailort.HailoRTFirmwareControlFailedException,
+    )
+
+
+def _load(hailort: ModuleType, vdevice: Any, file: ModelFile, resources: ExitStack) -> LoadedModel:
+    """Configure one model, with buffers for one image, and have `resources` release it.
+
+    Raises:
+        UnusableModel: it cannot be served.
+        Exception: whatever else HailoRT finds wrong with it.
+    """
+    name = file.path.name
+    if file.input_type != "uint8" or set(file.mean) != {0.0} or set(file.std) != {1.0}:
+        raise UnusableModel(
+            f"{name}: expected input_type: uint8 without mean and std in models.yaml, because a HEF normalises on the chip; "
+            f"found {file.input_type}, mean {file.mean}, std {file.std}"
+        )
+    try:
+        infer_model = vdevice.create_infer_model(str(file.path))
+    except hailort.HailoRTInvalidHEFException as error:
+        raise UnusableModel(f"{name} is no HEF that this HailoRT can read: {error}") from error
+    classes = _checked_shapes(name, infer_model)
+    infer_model.set_batch_size(1)
+    infer_model.input().set_format_type(hailort.FormatType.UINT8)
+    infer_model.output().set_format_type(hailort.FormatType.FLOAT32)
+    pixels = np.zeros(IMAGE_SHAPE, dtype=np.uint8)
+    scores = np.zeros(classes, dtype=np.float32)
+    with ExitStack() as entered:
+        try:
+            configured = entered.enter_context(infer_model.configure())
+        except (hailort.HailoRTHEFNotCompatibleWithDevice, hailort.HailoRTInvalidHEFException) as error:
+            raise UnusableModel(
+                f"{name} was not compiled for this chip (a HEF for the HAILO8 does not run on a HAILO8L: take the one in "
+                f"hailo8l/ of the Model Zoo), or not for this HailoRT: {error}"
+            ) from error
+        bindings = configured.create_bindings()
+        bindings.input().set_buffer(pixels)
+        bindings.output().set_buffer(scores)
+        resources.enter_context(entered.pop_all())
+    return LoadedModel(configured, bindings, pixels, scores.reshape(-1))
+
+
+def _checked_shapes(name: str, infer_model: Any) -> tuple[int, ...]:
+    """Shape of a classifier's only output, where all classes lie along the last axis.
+
+    Raises:
+        UnusableModel: it takes no such image, or gives something else than scores.
+    """
+    inputs = {stream.name: tuple(stream.shape) for stream in infer_model.inputs}
+    if list(inputs.values()) != [IMAGE_SHAPE]:
+        raise UnusableModel(f"{name}: expected one input of {IMAGE_SHAPE}, found {inputs}")
+    if any(stream.is_nms for stream in infer_model.outputs):
+        raise UnusableModel(f"{name}: expected the scores of a classifier, found a detector's boxes")
+    outputs = {stream.name: tuple(stream.shape) for stream in infer_model.outputs}
+    shape = next(iter(outputs.values()), ())
+    if len(outputs) != 1 or not shape or shape[-1] < 2 or math.prod(shape) != shape[-1]:
+        raise UnusableModel(f"{name}: expected one output with a score per class, found {outputs}")
+    return shape
+
+
+def _status(error: Exception) -> int | None:
+    """HailoRT's status number, where the text of an exception holds one."""
+    found = re.search(r"\b\d+\b", str(error))
+    return int(found.group()) if found else None
+
+
+def _explained(error: Exception) -> str:
+    """An exception with its kind, as HailoRT's texts often say little, and with what the status means."""
+    status = _status(error)
+    hint = f" ({STATUS_HINTS[status]})" if status in STATUS_HINTS else ""
+    return f"{type(error).__name__}: {error}{hint}"
+
+
+if __name__ == "__main__":
+    run_server(open_backend, os.environ)
