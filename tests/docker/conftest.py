@@ -1,6 +1,6 @@
 """Puts docker/ and these tests on the path, also where no settings of pytest do, and serves applications on real sockets.
 
-Valid Python 3.6, as are servers.py, test_accelerator.py and test_inference_server.py: test_py36.py runs them there.
+Valid Python 3.6, as is all that test_other_pythons.py runs there.
 """
 
 import asyncio

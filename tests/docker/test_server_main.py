@@ -99,8 +99,9 @@ def start(tmp_path):
     yield start
     for server in servers:
         server.client.close()
-        server.process.kill()
-        server.process.communicate()
+        if server.process.returncode is None:  # Python 3.6 cannot read a closed pipe a second time
+            server.process.kill()
+            server.process.communicate()
 
 
 def test_serves_logs_in_json_and_ends_with_0_on_sigterm(start):

@@ -1,0 +1,1 @@
+"""Inference server of a node with a Google Coral USB Edge TPU."""

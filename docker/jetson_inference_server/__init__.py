@@ -1,0 +1,1 @@
+"""Inference server of a node with the GPU of an NVIDIA Jetson Nano."""
