@@ -255,6 +255,6 @@ if [[ $output == --load ]]; then
   echo 'not pushed; without a registry, for each node of a kind:'
   for line in "${built[@]}"; do
     read -r kind image <<<"$line"
-    echo "  docker save $image | ssh ${kind}1 sudo k3s ctr images import -"
+    echo "  docker save $image | ssh ${kind}1 'cat > server.tar' && ssh -t ${kind}1 'sudo k3s ctr images import server.tar && rm server.tar'"
   done
 fi
