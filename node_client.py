@@ -38,17 +38,23 @@ class RequestRefused(Exception):
 
 
 class Answer(NamedTuple):
-    """What a server says of an inference: durations in seconds, on its own clock."""
+    """What a server says of an inference: durations in seconds, on its own clock.
+
+    `model_switched`: whether the inference before was of another model; None where the server does not say.
+    """
 
     queue_time_s: float
     inference_time_s: float
+    model_switched: bool | None = None
 
 
 class Health(NamedTuple):
-    """What `/health` says of a node that is ready."""
+    """What `/health` says of a node that is ready; `server` and `accelerator` are None where it does not say."""
 
     models: frozenset[str]
     binary: bool
+    server: str | None = None
+    accelerator: str | None = None
 
 
 class NodeClient:
@@ -100,10 +106,15 @@ class NodeClient:
         if status == 200:
             try:
                 fields = json.loads(content)
-                answer = Answer(float(fields["queue_time"]), float(fields["inference_time"]))
-            except (ValueError, KeyError, TypeError, OverflowError) as error:
+                switched = fields.get("model_switched")
+                answer = Answer(
+                    float(fields["queue_time"]),
+                    float(fields["inference_time"]),
+                    switched if isinstance(switched, bool) else None,
+                )
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
                 raise NodeFault(f"answer is not as agreed: {content[:80]!r}") from error
-            if not all(0 <= duration_s < math.inf for duration_s in answer):
+            if not all(0 <= duration_s < math.inf for duration_s in (answer.queue_time_s, answer.inference_time_s)):
                 raise NodeFault(f"answer holds a duration that is none: {content[:80]!r}")
             return answer
         text = f"HTTP {status}: {content[:200].decode(errors='replace')}"
@@ -125,7 +136,12 @@ class NodeClient:
             if status != 200:
                 raise NodeUnreachable(f"/health says {status}: {content[:200].decode(errors='replace')}")
             answer = json.loads(content)
-            return Health(frozenset(map(str, answer["models"])), bool(answer.get("binary", False)))
+            return Health(
+                frozenset(map(str, answer["models"])),
+                bool(answer.get("binary", False)),
+                _text(answer.get("server")),
+                _text(answer.get("accelerator")),
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise NodeUnreachable(f"/health is not as agreed: {content[:80]!r}") from error
 
@@ -164,6 +180,10 @@ class NodeClient:
 @functools.cache
 def _json_body(model: str) -> bytes:
     return json.dumps({"model": model, "input": b64encode(IMAGE).decode()}).encode()
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _cause(error: BaseException) -> str:

@@ -1,12 +1,20 @@
-"""Latency and power of every node and model: what a scheduler may expect, and what an emulated node answers with."""
+"""Latency and power of every node and model: what a scheduler may expect, and what an emulated node answers with.
 
+The table is read here, and written anew when profile_nodes.py has measured.
+"""
+
+import itertools
 import math
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, model_validator
+import yaml
+from pydantic import AwareDatetime, Field, model_validator
 
-from utils import NonNegative, Positive, StrictModel, read_yaml, validated
+from utils import NonNegative, Positive, StrictModel, UsageError, read_yaml, validated
 
 Provenance = Literal["measured", "published", "estimated", "mixed"]
 
@@ -38,6 +46,30 @@ class ModelFigures(StrictModel):
     note: str = ""
 
 
+class Measurement(StrictModel):
+    """How and when profile_nodes.py measured mean times, variation and request overheads.
+
+    Args:
+        measured_at: when it ended, with its time zone.
+        cluster: real nodes (workers) or emulated ones.
+        nodes: the nodes that were measured.
+        models: the models that were asked for; a node was measured with those of them that it serves.
+        requests: counted requests of each model to each node.
+        warm_up: requests of each model that were sent before and not counted.
+        order: mixed (the models in random order) or grouped (one model after the other).
+        seed: seed of the random order.
+    """
+
+    measured_at: AwareDatetime
+    cluster: Literal["workers", "emulated"]
+    nodes: list[str] = Field(min_length=1)
+    models: list[str] = Field(min_length=1)
+    requests: Annotated[int, Field(ge=2, strict=True)]
+    warm_up: Annotated[int, Field(ge=0, strict=True)]
+    order: Literal["mixed", "grouped"]
+    seed: Annotated[int, Field(ge=0, strict=True)]
+
+
 class PerformanceProfile(StrictModel):
     """The table of config/performance_profile.yaml.
 
@@ -45,11 +77,14 @@ class PerformanceProfile(StrictModel):
         nodes: figures by node name.
         latency: figures by model name; a node without an entry does not serve that model.
         cv: coefficient of variation (std / mean) of the accelerator time, by accelerator.
+        measurements: what profile_nodes.py did to the table, oldest first; a later one replaced the figures of the nodes and
+            models that it names.
     """
 
     nodes: dict[str, NodeFigures] = Field(min_length=1)
     latency: dict[str, ModelFigures] = Field(min_length=1)
     cv: dict[str, NonNegative]
+    measurements: list[Measurement] = []
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
@@ -96,3 +131,126 @@ def load_profile(path: Path) -> PerformanceProfile:
     """
     content, lines = read_yaml(path)
     return validated(PerformanceProfile, content, str(path), lines)
+
+
+class NodeMeans(NamedTuple):
+    """What was measured on one node: request overhead, mean time of each model, and the models it was found not to serve."""
+
+    overhead_ms: float
+    mean_ms: Mapping[str, float]
+    absent: Sequence[str]
+
+
+def remeasured(
+    old: PerformanceProfile, measurement: Measurement, nodes: Mapping[str, NodeMeans], cv: Mapping[str, float]
+) -> PerformanceProfile:
+    """The profile with the measured figures in place of the old ones.
+
+    Power stays, and so does everything of nodes and models that were not measured. A model that no node serves any more has
+    no row. A figure from emulated nodes is an estimate, whatever was done to get it.
+
+    Args:
+        old: the profile before.
+        measurement: how it was measured.
+        nodes: what was measured, by node; each is in `old`.
+        cv: coefficient of variation by accelerator, of those that were measured.
+    """
+    content = old.model_dump()
+    provenance = "measured" if measurement.cluster == "workers" else "estimated"
+    for name, means in nodes.items():
+        content["nodes"][name] |= {"request_overhead_ms": _rounded(means.overhead_ms, 5), "overhead_provenance": provenance}
+    for model in measurement.models:
+        row = content["latency"].setdefault(model, {"provenance": provenance, "mean_ms": {}, "note": ""})
+        measured = {name: _rounded(means.mean_ms[model], 5) for name, means in nodes.items() if model in means.mean_ms}
+        absent = {name for name, means in nodes.items() if model in means.absent}
+        kept = {name: ms for name, ms in row["mean_ms"].items() if name not in measured and name not in absent}
+        row["mean_ms"] = {name: (kept | measured)[name] for name in old.nodes if name in kept or name in measured}
+        if measured:
+            row["provenance"] = provenance if not kept or row["provenance"] == provenance else "mixed"
+            row["note"] = _note(old, measurement, row["note"] if kept else "")
+        if not row["mean_ms"]:
+            del content["latency"][model]
+    content["cv"] |= {accelerator: _rounded(value, 3) for accelerator, value in cv.items()}
+    content["measurements"].append(measurement.model_dump())
+    return PerformanceProfile.model_validate(content)
+
+
+def _rounded(value: float, digits: int) -> float:
+    return float(f"{value:.{digits}g}")
+
+
+def _note(old: PerformanceProfile, measurement: Measurement, kept: str) -> str:
+    """What to mind about measured figures, before the note of those that were kept."""
+    minded = []
+    if measurement.cluster == "emulated":
+        minded.append("Taken from emulated nodes, which answer with the figures they are given: it says nothing of real nodes.")
+    if measurement.order == "grouped":
+        minded.append("One model after the other: warm figures, which a load of mixed models does not reach.")
+    elif not old.latency.keys() <= set(measurement.models):
+        minded.append(f"Measured in a mix of {', '.join(measurement.models)} only.")
+    return " ".join([*(sentence for sentence in minded if sentence not in kept), kept]).strip()
+
+
+def profile_text(profile: PerformanceProfile, comment: Sequence[str]) -> str:
+    """The profile as YAML.
+
+    Args:
+        profile: the figures.
+        comment: lines at the top of the file; what cannot be printed becomes a question mark.
+    """
+    content = profile.model_dump(exclude_defaults=True)
+    table = yaml.safe_dump(content, default_flow_style=None, sort_keys=False, allow_unicode=True, width=150)
+    printable = ("".join(sign if sign.isprintable() else "?" for sign in line) for line in comment)
+    return "".join(f"# {line}\n" for line in printable) + table
+
+
+def replace_keeping_old(path: Path, text: str) -> Path | None:
+    """Write `text` at `path`, whole or not at all; a file that stood there is kept beside it.
+
+    Returns:
+        Where the old file is: named after when it was measured, else after when it was last changed; None if there was none.
+
+    Raises:
+        OSError: something cannot be written; `path` is then untouched.
+    """
+    path = path.resolve()
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        _write_through(temporary, "wb", text.encode())
+        kept = _kept_beside(path) if path.exists() else None
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return kept
+
+
+def _kept_beside(path: Path) -> Path:
+    """A copy of the file, under a name that was free."""
+    content, dated = path.read_bytes(), f"{path.stem}_{_date_of(path):%Y%m%d_%H%M%S}"
+    for number in itertools.count(1):
+        kept = path.with_name(f"{dated}{f'_{number}' if number > 1 else ''}{path.suffix}")
+        try:
+            _write_through(kept, "xb", content)
+            break
+        except FileExistsError:
+            continue
+    return kept
+
+
+def _date_of(path: Path) -> datetime:
+    try:
+        return load_profile(path).measurements[-1].measured_at
+    except (UsageError, IndexError):  # no profile, or one that was not measured by profile_nodes.py
+        return datetime.fromtimestamp(path.stat().st_mtime)
+
+
+def _write_through(path: Path, mode: Literal["wb", "xb"], content: bytes) -> None:
+    """Write a file and see it on the disk; what could not be finished is not left behind."""
+    with open(path, mode) as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise

@@ -1,12 +1,15 @@
 """The table of latency and power: its published cells, what is derived from them, and what makes no sense."""
 
+import errno
 import json
 import math
+import os
+from datetime import UTC, datetime
 
 import pytest
 import yaml
 
-from performance_profile import load_profile
+from performance_profile import Measurement, NodeMeans, load_profile, profile_text, remeasured, replace_keeping_old
 from settings import DEFAULT_CONFIG
 from utils import UsageError
 
@@ -158,3 +161,203 @@ def test_table_must_be_complete(tmp_path, absent):
     path = tmp_path / "profile.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     assert refusal(path) == f": {absent} is missing"
+
+
+# Measured anew.
+
+
+def measurement(**changes):
+    made = {
+        "measured_at": datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC),
+        "cluster": "workers",
+        "nodes": ["coral1"],
+        "models": ["mobilenet", "resnet50", "efficientnet", "vgg16"],
+        "requests": 200,
+        "warm_up": 10,
+        "order": "mixed",
+        "seed": 42,
+    }
+    return Measurement.model_validate(made | changes)
+
+
+def every_node(profile, model_ms):
+    return {name: NodeMeans(12.0, model_ms, []) for name in profile.nodes}
+
+
+def test_measured_figures_replace_the_old_ones_of_that_node_only(profile):
+    means = NodeMeans(9.87654321, {"mobilenet": 12.3456789, "resnet50": 70.0, "efficientnet": 20.0, "vgg16": 300.0}, [])
+    new = remeasured(profile, measurement(), {"coral1": means}, {"coral": 0.0512345})
+    assert (new.nodes["coral1"].request_overhead_ms, new.nodes["coral1"].overhead_provenance) == (9.8765, "measured")
+    assert new.latency["mobilenet"].mean_ms == {**profile.latency["mobilenet"].mean_ms, "coral1": 12.346}
+    assert list(new.latency["mobilenet"].mean_ms) == NODES
+    assert new.cv == {**profile.cv, "coral": 0.0512}
+    power = {"idle_w", "busy_w", "power_provenance", "accelerator"}
+    for name in NODES:
+        assert new.nodes[name].model_dump(include=power) == profile.nodes[name].model_dump(include=power)
+    for name in NODES[1:]:
+        assert new.nodes[name] == profile.nodes[name]
+        assert new.service_time_s(name) == profile.service_time_s(name)
+    assert new.measurements == [measurement()]
+    assert not profile.measurements  # which stays as it was
+
+
+def test_row_is_mixed_while_figures_of_another_origin_stay_in_it(profile):
+    one = {"coral1": NodeMeans(12.0, {"mobilenet": 12.0, "vgg16": 300.0}, [])}
+    new = remeasured(profile, measurement(), one, {})
+    assert (new.latency["mobilenet"].provenance, new.latency["mobilenet"].note) == ("measured", "")
+    assert (new.latency["vgg16"].provenance, new.latency["vgg16"].note) == ("mixed", profile.latency["vgg16"].note)
+    published = profile.model_copy(
+        update={"latency": {"vgg16": profile.latency["vgg16"].model_copy(update={"provenance": "published"})}}
+    )
+    assert remeasured(published, measurement(), one, {}).latency["vgg16"].provenance == "mixed"
+
+
+def test_row_that_is_all_measured_loses_what_was_said_of_the_old_figures(profile):
+    new = remeasured(profile, measurement(nodes=NODES), every_node(profile, {"vgg16": 99.0}), {})
+    assert new.latency["vgg16"].model_dump() == {"provenance": "measured", "mean_ms": dict.fromkeys(NODES, 99.0), "note": ""}
+
+
+def test_figures_of_a_grouped_order_or_of_a_part_of_the_models_say_so(profile):
+    def note(**changes):
+        return remeasured(profile, measurement(**changes), every_node(profile, {"mobilenet": 5.0}), {}).latency["mobilenet"].note
+
+    assert "warm figures" in note(order="grouped")
+    assert note(models=["mobilenet", "vgg16"]) == "Measured in a mix of mobilenet, vgg16 only."
+    assert note() == ""
+
+
+def test_note_is_not_repeated_by_the_next_measurement(profile):
+    one = {"coral1": NodeMeans(12.0, {"vgg16": 300.0}, [])}
+    once = remeasured(profile, measurement(order="grouped"), one, {})
+    twice = remeasured(once, measurement(order="grouped"), one, {})
+    assert once.latency["vgg16"].note.endswith(profile.latency["vgg16"].note)
+    assert twice.latency["vgg16"].note == once.latency["vgg16"].note
+    assert len(twice.measurements) == 2
+
+
+def test_what_emulated_nodes_answer_is_never_called_measured(profile):
+    how = measurement(cluster="emulated", nodes=NODES)
+    new = remeasured(profile, how, every_node(profile, {"mobilenet": 5.0}), {})
+    assert new.latency["mobilenet"].provenance == "estimated" and "emulated nodes" in new.latency["mobilenet"].note
+    assert {node.overhead_provenance for node in new.nodes.values()} == {"estimated"}
+
+
+def test_model_that_a_node_does_not_serve_is_left_out_of_its_figures(profile):
+    one = {"hailo1": NodeMeans(12.0, {"mobilenet": 12.0}, ["vgg16"])}
+    vgg16 = remeasured(profile, measurement(), one, {}).latency["vgg16"]
+    assert list(vgg16.mean_ms) == [name for name in NODES if name != "hailo1"]
+    assert (vgg16.provenance, vgg16.note) == (profile.latency["vgg16"].provenance, profile.latency["vgg16"].note)
+
+
+def test_model_that_no_node_serves_any_more_has_no_row(profile):
+    nodes = {name: NodeMeans(12.0, {"mobilenet": 5.0}, ["vgg16"]) for name in NODES}
+    assert list(remeasured(profile, measurement(), nodes, {}).latency) == ["mobilenet", "resnet50", "efficientnet"]
+
+
+def test_model_that_is_new_to_the_profile_gets_a_row(profile):
+    one = {"hailo1": NodeMeans(12.0, {"squeezenet": 3.0}, [])}
+    new = remeasured(profile, measurement(models=["squeezenet", "shufflenet"]), one, {})
+    assert list(new.latency) == [*profile.latency, "squeezenet"]
+    assert (new.latency["squeezenet"].provenance, new.latency["squeezenet"].mean_ms) == ("measured", {"hailo1": 3.0})
+
+
+# Written and read again.
+
+
+def test_written_profile_is_read_as_it_was(profile, tmp_path):
+    new = remeasured(profile, measurement(), {"coral1": NodeMeans(12.0, {"vgg16": 300.0}, [])}, {"coral": 0.05})
+    for written in (profile, new):
+        (tmp_path / "new.yaml").write_text(profile_text(written, ["first", ""]), encoding="utf-8")
+        assert load_profile(tmp_path / "new.yaml") == written
+
+
+def test_comment_stands_at_the_top_and_cannot_break_the_table(profile, tmp_path):
+    path = tmp_path / "new.yaml"
+    path.write_text(profile_text(profile, ["--output 'a\nnodes: {}'", "\x00\x1b\udc80\u2028é"]), encoding="utf-8")
+    assert path.read_text(encoding="utf-8").splitlines()[:2] == ["# --output 'a?nodes: {}'", "# ????é"]
+    assert load_profile(path) == profile
+
+
+def test_profile_without_measurements_is_written_without_them(profile):
+    assert "measurements" not in profile_text(profile, [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"measured_at": "2026-03-04 05:06:07"}, "measured_at"),  # of which time zone?
+        ({"order": "sorted"}, "order"),
+        ({"cluster": "simulated"}, "cluster"),
+        ({"requests": 1}, "requests"),
+        ({"nodes": []}, "nodes"),
+    ],
+)
+def test_measurement_that_makes_no_sense_is_named_with_its_line(tmp_path, changes, key):
+    wrong = measurement().model_dump(mode="json") | changes
+    path = changed(tmp_path, measurements=[wrong])
+    where, message = refusal(path).removeprefix(":").split(": ", 1)
+    assert message.startswith(f"measurements.0.{key}: ")
+    assert key in path.read_text().splitlines()[int(where) - 1]
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_first_file_is_written_and_there_is_no_old_one(tmp_path):
+    assert replace_keeping_old(tmp_path / "p.yaml", "new") is None
+    assert names_in(tmp_path) == ["p.yaml"] and (tmp_path / "p.yaml").read_text() == "new"
+
+
+def test_old_file_is_kept_byte_for_byte_under_the_date_of_its_last_change(tmp_path):
+    path, old = tmp_path / "p.yaml", b"# no profile\r\n\xff\x00"
+    path.write_bytes(old)
+    changed_at = datetime(2025, 1, 2, 3, 4, 5).timestamp()
+    os.utime(path, (changed_at, changed_at))
+    kept = replace_keeping_old(path, "new")
+    assert kept is not None and kept.name == "p_20250102_030405.yaml" and kept.read_bytes() == old
+    assert path.read_text() == "new" and len(names_in(tmp_path)) == 2
+
+
+def test_old_profile_is_kept_under_the_date_of_its_last_measurement(profile, tmp_path):
+    old = profile_text(profile.model_copy(update={"measurements": [measurement()]}), [])
+    (tmp_path / "p.yaml").write_text(old)
+    assert replace_keeping_old(tmp_path / "p.yaml", "new") == tmp_path / "p_20260304_050607.yaml"
+
+
+def test_file_that_was_kept_before_is_never_overwritten(profile, tmp_path):
+    old = profile_text(profile.model_copy(update={"measurements": [measurement()]}), [])
+    for name in ("p_20260304_050607.yaml", "p_20260304_050607_2.yaml"):
+        (tmp_path / name).write_text("precious")
+    (tmp_path / "p.yaml").write_text(old)
+    assert replace_keeping_old(tmp_path / "p.yaml", "new") == tmp_path / "p_20260304_050607_3.yaml"
+    assert (tmp_path / "p_20260304_050607_3.yaml").read_text() == old
+    for name in ("p_20260304_050607.yaml", "p_20260304_050607_2.yaml"):
+        assert (tmp_path / name).read_text() == "precious"
+
+
+def test_link_goes_on_leading_to_the_profile(tmp_path):
+    (tmp_path / "there").mkdir()
+    target = tmp_path / "there" / "p.yaml"
+    target.write_text("old")
+    (tmp_path / "link.yaml").symlink_to(target)
+    kept = replace_keeping_old(tmp_path / "link.yaml", "new")
+    assert (tmp_path / "link.yaml").is_symlink() and target.read_text() == "new"
+    assert kept is not None and kept.parent == target.parent and kept.read_text() == "old"
+
+
+@pytest.mark.parametrize("writes_before", [0, 1])
+def test_disk_that_is_full_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, writes_before):
+    path = tmp_path / "p.yaml"
+    path.write_text("old")
+    done: list[int] = []
+
+    def fsync(descriptor):
+        if len(done) == writes_before:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        done.append(descriptor)
+
+    monkeypatch.setattr("performance_profile.os.fsync", fsync)
+    with pytest.raises(OSError, match="No space left"):
+        replace_keeping_old(path, "new")
+    assert names_in(tmp_path) == ["p.yaml"] and path.read_text() == "old"

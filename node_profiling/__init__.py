@@ -1,0 +1,1 @@
+"""What profile_nodes.py is made of: measuring one node, and showing what came out."""

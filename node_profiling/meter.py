@@ -1,0 +1,221 @@
+"""Measures one node by itself: one request at a time on a kept connection, in the form the harness sends.
+
+On accelerators that hold one model at a time an inference takes longer when the one before was of another model, so the order of
+the models belongs to the measurement. What comes out are durations and what they come to; nothing is left out as an outlier.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from command_line import StopSignal
+from comparison.intervals import t_interval
+from node_client import Answer, NodeClient, NodeFault, NodeFull, NodeUnreachable, RequestRefused
+from performance_profile import NodeMeans
+from utils import HarnessError, Interrupted
+
+_WAITED_S = 2e-3
+"""A queue time that a request to a node which serves nobody else does not reach."""
+_DISTURBED_AT_LEAST, _DISTURBED_SHARE = 2, 0.01
+"""So many requests may be refused as full or wait behind others before a node counts as used by somebody else."""
+_CLOCK_TOLERANCE = 1e-3
+"""By this share the clocks of node and master may differ in pace."""
+_LARGEST_OVERHEAD_MS = 1000.0
+"""What a profile can hold."""
+NOTHING = "nothing was written"
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """What durations come to, in milliseconds; `half_width` is that of the 95 % interval of the mean."""
+
+    count: int
+    mean: float
+    half_width: float
+    std: float
+    p50: float
+    p99: float
+    largest: float
+
+    @property
+    def cv(self) -> float:
+        """Coefficient of variation."""
+        return self.std / self.mean
+
+
+def spread_of(durations_s: Iterable[float]) -> Spread:
+    """Mean, standard deviation (n - 1), percentiles (inverted CDF) and Student's t interval, which takes them as independent."""
+    values = np.fromiter(durations_s, float) * 1e3
+    mean, _, high = t_interval(values)
+    p50, p99 = np.percentile(values, (50, 99), method="inverted_cdf")
+    return Spread(len(values), mean, high - mean, float(values.std(ddof=1)), float(p50), float(p99), float(values.max()))
+
+
+def pooled_cv(spreads: Iterable[Spread]) -> float:
+    """Root mean square of the coefficients of variation."""
+    return math.sqrt(float(np.mean([spread.cv**2 for spread in spreads])))
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One counted request; durations in seconds."""
+
+    round_trip_s: float
+    inference_time_s: float
+    model_switched: bool | None
+
+
+@dataclass(frozen=True)
+class NodeRecord:
+    """What was measured on one node.
+
+    Attributes:
+        name: of the node.
+        binary: whether images travelled as raw bytes, not as JSON.
+        absent: the models that were asked for and that it does not serve.
+        samples: its counted requests by model.
+        refused: requests that it refused as full.
+        waited: requests that waited behind those of others.
+    """
+
+    name: str
+    binary: bool
+    absent: Sequence[str]
+    samples: Mapping[str, Sequence[Sample]]
+    refused: int
+    waited: int
+
+    def inference(self) -> dict[str, Spread]:
+        """Inference time by model."""
+        return {model: spread_of(s.inference_time_s for s in samples) for model, samples in self.samples.items()}
+
+    def overhead(self) -> Spread:
+        """Request overhead: round trip minus inference time."""
+        return spread_of(s.round_trip_s - s.inference_time_s for samples in self.samples.values() for s in samples)
+
+    def inference_ms(self, model: str, switched: bool) -> list[float]:
+        """Inference times in milliseconds where the server said that the inference before was of another model, or was not."""
+        return [s.inference_time_s * 1e3 for s in self.samples[model] if s.model_switched is switched]
+
+    def means(self) -> NodeMeans:
+        """What the profile takes."""
+        mean_ms = {model: spread.mean for model, spread in self.inference().items()}
+        return NodeMeans(self.overhead().mean, mean_ms, self.absent)
+
+
+def planned_requests(
+    models: Sequence[str], requests: int, warm_up: int, order: str, rng: np.random.Generator
+) -> list[tuple[str, bool]]:
+    """What is sent to one node: the model of each request, and whether it counts.
+
+    Args:
+        models: the models.
+        requests: counted requests of each.
+        warm_up: requests of each before, not counted.
+        order: mixed or grouped.
+        rng: shuffles a mix.
+    """
+    if order == "grouped":
+        return [(model, number >= warm_up) for model in models for number in range(warm_up + requests)]
+
+    def mixed(each: int) -> list[str]:
+        return [models[index] for index in rng.permutation(np.repeat(np.arange(len(models)), each))]
+
+    return [(model, False) for model in mixed(warm_up)] + [(model, True) for model in mixed(requests)]
+
+
+class NodeMeter:
+    """Sends planned requests to one node and keeps what it answers.
+
+    Args:
+        name: of the node.
+        client: its connection.
+        binary: send raw bytes, not JSON.
+        stop: looked at before each request.
+    """
+
+    def __init__(self, name: str, client: NodeClient, binary: bool, stop: StopSignal) -> None:
+        self._name = name
+        self._client = client
+        self._binary = binary
+        self._stop = stop
+        self._refused = self._waited = 0
+
+    def measure(
+        self,
+        models: Sequence[str],
+        absent: Sequence[str],
+        plan: Sequence[tuple[str, bool]],
+        noise: np.random.Generator,
+        sent: Callable[[], None],
+    ) -> NodeRecord:
+        """Send what is planned, one after the other.
+
+        Args:
+            models: those of the plan.
+            absent: those that were asked for and that the node does not serve.
+            plan: model of each request, and whether it counts.
+            noise: what emulated nodes draw their service times from; real ones ignore it.
+            sent: called after each request.
+
+        Raises:
+            HarnessError: the node did not answer, answered what cannot be, or serves somebody else.
+            Interrupted: the person wishes so.
+        """
+        samples: dict[str, list[Sample]] = {model: [] for model in models}
+        tolerated = max(_DISTURBED_AT_LEAST, int(_DISTURBED_SHARE * len(plan)))
+        for model, counts in plan:
+            sample = self._sample(model, float(noise.standard_normal()), tolerated)
+            if sample and counts:
+                samples[model].append(sample)
+            sent()
+        for model, counted in samples.items():
+            if len(counted) < 2:
+                raise HarnessError(f"{self._name} answered {len(counted)} counted requests of {model}, at least 2 are needed")
+        record = NodeRecord(self._name, self._binary, absent, samples, self._refused, self._waited)
+        if not 0 < (overhead_ms := record.overhead().mean) <= _LARGEST_OVERHEAD_MS:
+            raise HarnessError(f"{self._name}: a request overhead of {overhead_ms:.6g} ms cannot be; {NOTHING}")
+        return record
+
+    def _sample(self, model: str, noise: float, tolerated: int) -> Sample | None:
+        """One request; None when the node was full."""
+        self._require_going_on()
+        try:
+            self._client.connect()
+            sent_s = time.monotonic()
+            answer = self._client.infer(model, noise, self._binary)
+            round_trip_s = time.monotonic() - sent_s
+        except NodeFull as error:
+            self._refused += 1
+            self._require_alone(tolerated, f"; its last answer was {error}")
+            return None
+        except (NodeUnreachable, NodeFault, RequestRefused) as error:
+            self._require_going_on()  # else it was the wish to stop that broke the request off
+            raise HarnessError(f"{self._name}, {model}: {error}; {NOTHING} (--nodes leaves a node out)") from error
+        self._require_plausible(model, answer, round_trip_s)
+        if answer.queue_time_s > _WAITED_S:
+            self._waited += 1
+            self._require_alone(tolerated, f"; the last one waited {answer.queue_time_s * 1e3:.3g} ms")
+        return Sample(round_trip_s, answer.inference_time_s, answer.model_switched)
+
+    def _require_going_on(self) -> None:
+        if self._stop.received:
+            raise Interrupted(f"interrupted while {self._name} was measured; {NOTHING}")
+
+    def _require_alone(self, tolerated: int, last: str) -> None:
+        if self._refused + self._waited > tolerated:
+            raise HarnessError(
+                f"{self._name} refused {self._refused} requests and let {self._waited} wait behind others{last}. A node is "
+                f"measured alone: end what else uses it, or leave it out with --nodes; {NOTHING}"
+            )
+
+    def _require_plausible(self, model: str, answer: Answer, round_trip_s: float) -> None:
+        queue_s, inference_s, _ = answer
+        if inference_s == 0 or queue_s + inference_s > round_trip_s * (1 + _CLOCK_TOLERANCE):
+            raise HarnessError(
+                f"{self._name}, {model}: claims {queue_s * 1e3:.6g} ms of waiting and {inference_s * 1e3:.6g} ms of inference "
+                f"in a round trip of {round_trip_s * 1e3:.6g} ms, which cannot be; {NOTHING}"
+            )

@@ -1,0 +1,374 @@
+"""Measure the nodes and write a new performance profile; the old one is kept beside it.
+
+    python3 profile_nodes.py --requests 200
+
+Each node is measured by itself, one request at a time on a kept connection, in the form the harness sends. On accelerators that
+hold one model at a time an inference takes longer when the one before was of another model. The load of an experiment mixes the
+models, so the default order is a random mix of them, the same on every node. `--order grouped` sends one model after the other:
+warm figures, which a mixed load does not reach.
+
+`mean_ms` is the mean of the server's inference_time, outliers and all. `request_overhead_ms` is the mean of round trip minus
+inference_time over all counted requests to a node. `cv` of an accelerator is the root mean square of the coefficients of
+variation (standard deviation with n - 1, divided by the mean) of all its pairs of node and model. Power is not measured here.
+"""
+
+import signal
+import sys
+
+if __name__ == "__main__":  # until main() has its own handlers: an end without a traceback, while the imports take their time
+    for _number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(_number, lambda *_: sys.exit(130))
+
+import argparse
+import errno
+import math
+import os
+import shlex
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from datetime import datetime
+from pathlib import Path
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from command_line import OptionParser, StopSignal, seed, stoppable
+from emulated_nodes import EmulatedNodes
+from inference_request import WORKERS, low_latency, placeholders, require_worker_urls
+from main_pregenerated import choose_cluster
+from node_client import Health, NodeClient, NodeUnreachable
+from node_discovery import discover_workers
+from node_profiling.meter import NodeMeter, NodeRecord, Spread, planned_requests, pooled_cv
+from node_profiling.tables import print_results, remarks
+from performance_profile import Measurement, PerformanceProfile, load_profile, profile_text, remeasured, replace_keeping_old
+from settings import load_settings
+from utils import HarnessError, Interrupted, UsageError, did_you_mean, random_stream, write_failure
+
+PROGRAM = "profile_nodes.py"
+DEFAULT_REQUESTS, DEFAULT_WARM_UP, DEFAULT_SEED = 200, 10, 42
+COLUMNS = """
+idle_w, busy_w: watts of the whole node at its supply, accelerator idle and accelerator busy; not measured by profile_nodes.py.
+mean_ms: mean accelerator time inside the server (input copy + invoke), HTTP excluded, batch 1, 224x224x3 uint8.
+cv: coefficient of variation (std / mean) of that time: root mean square over the measured nodes and models of an accelerator.
+request_overhead_ms: mean of HTTP round trip minus accelerator time, seen from the machine that measured, one request at a time.
+provenance: measured, published (a vendor's or a paper's figure), estimated, or mixed (differs from node to node).
+note: of the figures that no entry of measurements names, unless it says otherwise.
+measurements: how profile_nodes.py measured, oldest first; a later one replaced the figures of the nodes and models it names.
+Which file a model's name stands for on a node is told by that node's models.yaml.
+"""
+_REFRESH_S = 0.5
+
+Say = Callable[[str], None]
+
+
+class Counter:
+    """Shows how many requests have been sent, and how long the others will take: on a terminal, unless quiet.
+
+    It is drawn between two requests, never during one.
+    """
+
+    def __init__(self, console: Console, quiet: bool) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
+        shown = console.is_terminal and not quiet
+        self._bar = Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not shown)
+        self._task = self._bar.add_task("", total=None)
+        self._refreshed_s = -math.inf
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.stop()
+
+    def begin(self, name: str, total: int) -> None:
+        """Count from 0 again."""
+        self._bar.reset(self._task, total=total, description=name)
+
+    def advance(self) -> None:
+        """One more has been sent."""
+        self._bar.advance(self._task)
+        if time.monotonic() - self._refreshed_s >= _REFRESH_S:
+            self._bar.refresh()
+            self._refreshed_s = time.monotonic()
+
+
+def ask_health(clients: Mapping[str, NodeClient], profile: PerformanceProfile) -> dict[str, Health]:
+    """What each node says of itself.
+
+    Raises:
+        HarnessError: a node is not ready, or another node than the one meant answers.
+    """
+    healths: dict[str, Health] = {}
+    unreachable: dict[str, str] = {}
+    for name, client in clients.items():
+        try:
+            healths[name] = client.health()
+        except NodeUnreachable as error:
+            unreachable[name] = str(error)
+    if unreachable:
+        reasons = "; ".join(f"{name}: {why}" for name, why in unreachable.items())
+        others = f" (the others alone: --nodes {','.join(healths)})" if healths else ""
+        raise HarnessError(f"not every node is ready, nothing was measured: {reasons}{others}")
+    for name, health in healths.items():
+        expected = profile.nodes[name].accelerator
+        if health.server != name and health.server in profile.nodes:
+            raise HarnessError(f"{name}: its address is that of {health.server}; mend WORKERS in inference_request.py")
+        if health.accelerator not in (None, expected):
+            raise HarnessError(f"{name}: its server drives a {health.accelerator}, the profile expects a {expected}")
+    return healths
+
+
+def measure_nodes(
+    clients: Mapping[str, NodeClient],
+    healths: Mapping[str, Health],
+    models: Sequence[str],
+    options: argparse.Namespace,
+    counter: Counter,
+    say: Say,
+    stop: StopSignal,
+) -> list[NodeRecord]:
+    """Measure one node after the other; those that serve none of the models are left out.
+
+    Raises:
+        HarnessError: a node could not be measured, or none serves any of the models.
+        Interrupted: the person wishes so.
+    """
+    records = []
+    noise = random_stream(options.seed, "service_noise")
+    for name, client in clients.items():
+        served = [model for model in models if model in healths[name].models]
+        absent = [model for model in models if model not in served]
+        if absent:
+            say(f"{name} does not serve {', '.join(absent)}")
+        if not served:
+            continue
+        order = random_stream(options.seed, "models")
+        plan = planned_requests(served, options.requests, options.warm_up, options.order, order)
+        if not options.quiet:
+            say(f"measuring {name}: {len(plan)} requests, {options.warm_up * len(served)} of them to warm up")
+        counter.begin(name, len(plan))
+        stop.tell(client.abort)
+        meter = NodeMeter(name, client, healths[name].binary, stop)
+        with low_latency():
+            records.append(meter.measure(served, absent, plan, noise, counter.advance))
+    if not records:
+        raise HarnessError(f"no node serves any of {', '.join(models)}: nothing was measured")
+    return records
+
+
+def cv_by_accelerator(records: Sequence[NodeRecord], profile: PerformanceProfile) -> dict[str, float]:
+    """Pooled coefficient of variation of each accelerator that was measured."""
+    spreads: dict[str, list[Spread]] = {}
+    for record in records:
+        spreads.setdefault(profile.nodes[record.name].accelerator, []).extend(record.inference().values())
+    return {accelerator: pooled_cv(of_nodes) for accelerator, of_nodes in spreads.items()}
+
+
+def comment_of(how: Measurement, arguments: Sequence[str]) -> list[str]:
+    """First lines of the new file: how and when it was measured, and what the columns mean."""
+    emulated = ["Its nodes were EMULATED, which answer with the figures they are given: it says nothing of real nodes."]
+    return [
+        "Latency and power of the nodes, one row per node and one per model.",
+        f"Written by profile_nodes.py on {how.measured_at:%Y-%m-%d %H:%M %z} after measuring {', '.join(how.nodes)}:",
+        f"{how.requests} counted requests of each model to each node, {how.warm_up} before to warm up, {how.order} order.",
+        f"Command: {shlex.join(['python3', PROGRAM, *arguments])}",
+        *(emulated if how.cluster == "emulated" else []),
+        *COLUMNS.strip().splitlines(),
+    ]
+
+
+def run(options: argparse.Namespace, arguments: Sequence[str], console: Console, stop: StopSignal) -> int:
+    """One measurement from options to files; the exit status.
+
+    Raises:
+        HarnessError: it could not be done.
+    """
+    target = options.output or options.profile
+    old = load_profile(options.profile)
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    workers = discover_workers(list(old.nodes), say, lambda: stop.received) if options.discover else WORKERS
+    kind, notice, names = choose_nodes(options, old, workers)
+    if kind == "emulated":
+        _require_another_file(target, options.profile, notice)
+    _require_writable(target)
+    if notice:
+        say(notice)
+    with ExitStack() as stack:
+        emulated = stack.enter_context(EmulatedNodes(old, lambda: stop.received)) if kind == "emulated" else None
+        workers = emulated.workers if emulated else workers
+        urls = require_worker_urls({name: workers[name] for name in names})
+        requests = load_settings().requests
+        clients = {name: stack.enter_context(closing(NodeClient(url, requests))) for name, url in urls.items()}
+        healths = ask_health(clients, old)
+        models = choose_models(options.models, old, healths)
+        with Counter(console, options.quiet) as counter:
+            records = measure_nodes(clients, healths, models, options, counter, say, stop)
+    how = _measurement(options, kind, [record.name for record in records], models)
+    cv = cv_by_accelerator(records, old)
+    new = remeasured(old, how, {record.name: record.means() for record in records}, cv)
+    print_results(console, old, records, cv)
+    for line in remarks(old, new, records, healths):
+        say(line)
+    if stop.received:
+        raise Interrupted("interrupted; nothing was written")
+    try:
+        kept = replace_keeping_old(target, profile_text(new, comment_of(how, arguments)))
+    except OSError as error:
+        raise write_failure(f"{target} cannot be written", error) from error
+    say(f"profile: {target}" + (f", the one before: {kept}" if kept else ""))
+    return 0
+
+
+def _measurement(options: argparse.Namespace, kind: str, nodes: list[str], models: list[str]) -> Measurement:
+    return Measurement(
+        measured_at=datetime.now().astimezone().replace(microsecond=0),
+        cluster="workers" if kind == "workers" else "emulated",
+        nodes=nodes,
+        models=models,
+        requests=options.requests,
+        warm_up=options.warm_up,
+        order=options.order,
+        seed=options.seed,
+    )
+
+
+def choose_nodes(
+    options: argparse.Namespace, profile: PerformanceProfile, workers: Mapping[str, str]
+) -> tuple[str, str | None, list[str]]:
+    """The kind of cluster, the line that says so where `auto` chose the emulated one, and the names of the nodes to measure.
+
+    Raises:
+        UsageError: a node is unknown or has no address yet.
+    """
+    if options.cluster == "auto" and len(placeholders(workers)) == len(workers):
+        kind, notice = choose_cluster("auto", workers)
+    else:  # only the nodes that are measured need an address
+        asked = {name: url for name, url in workers.items() if name in (options.nodes or workers)}
+        kind, notice = choose_cluster("emulated" if options.cluster == "emulated" else "workers", asked)
+    known = list(workers if kind == "workers" else profile.nodes)
+    names = options.nodes or known
+    for name in names:
+        if name not in known:
+            whose = "the workers" if kind == "workers" else options.profile
+            raise UsageError(f"--nodes: {name} is not among {whose}: {', '.join(known)}{did_you_mean(name, known)}")
+        if name not in profile.nodes:
+            raise UsageError(f"worker {name} is not in {options.profile}, which must hold a row with its accelerator and power")
+    return kind, notice, names
+
+
+def choose_models(asked: Sequence[str] | None, profile: PerformanceProfile, healths: Mapping[str, Health]) -> list[str]:
+    """The models to measure: those of the profile, or those asked for, which may be new to it if a node serves them.
+
+    Raises:
+        UsageError: a model is unknown.
+    """
+    known = dict.fromkeys([*profile.latency, *sorted(model for health in healths.values() for model in health.models)])
+    for model in asked or ():
+        if model not in known:
+            raise UsageError(
+                f"--models: neither the profile nor a node knows {model!r}, known: {', '.join(known)}{did_you_mean(model, known)}"
+            )
+    return list(asked or profile.latency)
+
+
+def _require_another_file(target: Path, profile: Path, notice: str | None) -> None:
+    for real in (profile, load_settings().performance_profile):
+        if target.resolve() == real.resolve() or (target.exists() and real.exists() and target.samefile(real)):
+            because = notice or "these are emulated nodes."
+            raise UsageError(f"--output: {because} What they answer must not take the place of {real}: name another file")
+
+
+def _require_writable(path: Path) -> None:
+    """Find out before the measurement, not after it."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.resolve().parent):
+            pass
+    except OSError as error:
+        raise write_failure(f"--output: {path} cannot be written", error) from None
+
+
+def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line, parsed.
+
+    Raises:
+        UsageError: an option is unknown or has a value that it cannot have.
+    """
+    parser = OptionParser(PROGRAM, "Measure the nodes and write a new performance profile; the old one is kept beside it.")
+    add = parser.add_argument
+    add(
+        "--requests",
+        type=_whole_number(2),
+        default=DEFAULT_REQUESTS,
+        metavar="N",
+        help=f"counted requests of each model to each node ({DEFAULT_REQUESTS})",
+    )
+    add(
+        "--warm-up",
+        type=_whole_number(0),
+        default=DEFAULT_WARM_UP,
+        metavar="N",
+        help=f"requests of each model before, not counted ({DEFAULT_WARM_UP})",
+    )
+    add("--nodes", type=_names, metavar="A,B", help="the nodes to measure; the others keep their figures (all of WORKERS)")
+    add("--models", type=_names, metavar="A,B", help="the models to measure (all that the profile knows)")
+    add(
+        "--order",
+        choices=("mixed", "grouped"),
+        default="mixed",
+        help="models in random order, as in a load, or one after the other: warm figures that a load does not reach (mixed)",
+    )
+    add("--seed", type=seed, default=DEFAULT_SEED, metavar="N", help=f"seed of the random order ({DEFAULT_SEED})")
+    profile = load_settings().performance_profile
+    add("--profile", type=Path, default=profile, metavar="FILE", help="the old profile (config/performance_profile.yaml)")
+    add("--output", type=Path, metavar="FILE", help="the new profile; a file that stands there is kept beside it (--profile)")
+    add(
+        "--cluster",
+        choices=("auto", "workers", "emulated"),
+        default="auto",
+        help="the pods in WORKERS, or local emulated nodes (with --output); auto: emulated while WORKERS holds placeholders",
+    )
+    add(
+        "--discover",
+        action="store_true",
+        help="take the workers from the ready pods of the cluster, or of `kubectl get pods -o json` on standard input",
+    )
+    add("--quiet", action="store_true", help="no progress display")
+    options = parser.parse_args(arguments)
+    if options.discover and options.cluster == "emulated":
+        parser.error("--discover: finds workers, and --cluster emulated has none; leave one of the two out")
+    return options
+
+
+def _whole_number(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least} on, found {text!r}")
+        return int(text)
+
+    return number
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"expected different names with commas between them, found {text!r}")
+    return names
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return stoppable(PROGRAM, lambda stop: run(parse_options(given), given, Console(), stop))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
