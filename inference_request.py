@@ -18,7 +18,7 @@ from urllib3.exceptions import HTTPError
 from urllib3.util import Url, parse_url
 
 from cluster import Cluster
-from node_client import Answer, Health, NodeClient, NodeFault, NodeFull, NodeUnreachable, RequestRefused
+from node_client import Answer, Health, NodeClient, NodeFault, NodeFull, NodeUnreachable, RequestRefused, wrong_node
 from node_queue import NodeState, Request
 from performance_profile import PerformanceProfile
 from scheduler import BaseScheduler
@@ -138,6 +138,7 @@ class HttpCluster(WallClockCluster):
         if unknown:
             raise UsageError(f"worker {unknown[0]} is not in the performance profile, which knows {', '.join(profile.nodes)}")
         lock = threading.RLock()
+        self._profile = profile
         super().__init__(profile, list(workers), settings, scheduler, power, on_end, on_decision, lock)
         self.unreachable_at_start: dict[str, str] = {}
         self._lock = lock
@@ -297,6 +298,8 @@ class HttpCluster(WallClockCluster):
             asked_s = self.now_s()
             try:
                 health = client.health()
+                if problem := wrong_node(node.name, health, self._profile):
+                    raise NodeUnreachable(problem)
                 with self._lock:
                     self._bring_in(node, health, asked_s)
             except NodeUnreachable as error:

@@ -15,10 +15,14 @@ from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError
 from urllib3.util import Url
 
+from performance_profile import PerformanceProfile
 from settings import RequestSettings
 
 IMAGE = bytes(range(256)) * (224 * 224 * 3 // 256)
 """The input of every request: 224·224·3 uint8. What it shows does not change how long an inference takes."""
+
+CPU = "cpu"
+"""What a server calls its accelerator when it has none."""
 
 
 class NodeUnreachable(Exception):
@@ -175,6 +179,16 @@ class NodeClient:
             raise NodeUnreachable(_cause(error)) from error
         finally:
             self._expires_s = math.inf
+
+
+def wrong_node(name: str, health: Health, profile: PerformanceProfile) -> str | None:
+    """Why what answers at the address of `name` is not that node, or None; names that the profile does not know say nothing."""
+    if health.server != name and health.server in profile.nodes:
+        return f"its address is that of {health.server}"
+    expected = profile.nodes[name].accelerator
+    if health.accelerator != expected and health.accelerator in (*profile.cv, CPU):
+        return f"its server drives {health.accelerator!r}, the profile expects {expected!r}"
+    return None
 
 
 @functools.cache

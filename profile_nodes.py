@@ -39,7 +39,7 @@ from command_line import OptionParser, StopSignal, seed, stoppable
 from emulated_nodes import EmulatedNodes
 from inference_request import WORKERS, low_latency, placeholders, require_worker_urls
 from main_pregenerated import choose_cluster
-from node_client import Health, NodeClient, NodeUnreachable
+from node_client import Health, NodeClient, NodeUnreachable, wrong_node
 from node_discovery import discover_workers
 from node_profiling.meter import NodeMeter, NodeRecord, Spread, planned_requests, pooled_cv
 from node_profiling.tables import print_results, remarks
@@ -114,11 +114,8 @@ def ask_health(clients: Mapping[str, NodeClient], profile: PerformanceProfile) -
         others = f" (the others alone: --nodes {','.join(healths)})" if healths else ""
         raise HarnessError(f"not every node is ready, nothing was measured: {reasons}{others}")
     for name, health in healths.items():
-        expected = profile.nodes[name].accelerator
-        if health.server != name and health.server in profile.nodes:
-            raise HarnessError(f"{name}: its address is that of {health.server}; mend WORKERS in inference_request.py")
-        if health.accelerator not in (None, expected):
-            raise HarnessError(f"{name}: its server drives a {health.accelerator}, the profile expects a {expected}")
+        if problem := wrong_node(name, health, profile):
+            raise HarnessError(f"{name}: {problem}, nothing was measured")
     return healths
 
 

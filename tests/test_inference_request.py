@@ -436,6 +436,22 @@ def test_requests_broken_off_at_the_end_say_nothing_of_the_node(caplog):
     assert [r.outcome for r in one.results] == [Outcome.UNFINISHED]
 
 
+@pytest.mark.parametrize(
+    "says, why",
+    [
+        ({"server": "hailo1"}, "its address is that of hailo1"),
+        ({"accelerator": "kind of hailo1"}, "its server drives 'kind of hailo1', the profile expects 'kind of coral1'"),
+        ({"accelerator": "cpu"}, "its server drives 'cpu', the profile expects 'kind of coral1'"),
+    ],
+)
+def test_server_of_another_node_is_not_taken_for_this_one(says, why):
+    health = healthy()
+    health.content.update(says)
+    with harness(Node(health=health), Node()) as one:
+        assert one.cluster.unreachable_at_start == {"coral1": why}
+        assert one.send().assigned_node == "hailo1"
+
+
 def test_threads_carry_the_name_of_their_node():
     with harness(Node(), Node(), connections_per_node=2) as one:
         names = {thread.name for thread in one.cluster._threads}
