@@ -8,12 +8,11 @@ import time
 from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import suppress
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException
 from typing import NamedTuple
 
-from urllib3.connection import HTTPConnection
-from urllib3.exceptions import HTTPError
 from urllib3.util import Url
+from urllib3.util.wait import wait_for_read
 
 from performance_profile import PerformanceProfile
 from settings import RequestSettings
@@ -72,7 +71,7 @@ class NodeClient:
     def __init__(self, url: Url, timeouts: RequestSettings) -> None:
         self._path = url.path or "/infer"
         self._health_path = self._path.rsplit("/", 1)[0] + "/health"
-        self._connection = HTTPConnection(url.host or "", url.port or 80)
+        self._connection = HTTPConnection((url.host or "").strip("[]"), url.port or 80)
         self._expires_s = math.inf
         self._connect_timeout_s = timeouts.connect_timeout_s
         self._request_timeout_s = timeouts.request_timeout_s
@@ -83,13 +82,13 @@ class NodeClient:
         Raises:
             NodeUnreachable: it cannot be opened.
         """
-        if self._connection.is_connected:
+        if self._is_open():
             return
         self.close()
         self._connection.timeout = self._connect_timeout_s
         try:
             self._connection.connect()
-        except (HTTPError, OSError) as error:
+        except OSError as error:
             raise NodeUnreachable(_cause(error)) from error
 
     def infer(self, model: str, service_noise: float, binary: bool) -> Answer:
@@ -163,16 +162,22 @@ class NodeClient:
             with suppress(OSError):  # the exchange has ended meanwhile
                 sock.shutdown(socket.SHUT_RDWR)
 
+    def _is_open(self) -> bool:
+        """Whether the connection is open; what the server sends unasked, or its end, makes it useless."""
+        return self._connection.sock is not None and not wait_for_read(self._connection.sock, timeout=0.0)
+
     def _exchange(
         self, method: str, path: str, timeout_s: float, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, bytes]:
         self._expires_s = time.monotonic() + timeout_s
         try:
-            self._connection.timeout = timeout_s
-            self._connection.request(method, path, body=body, headers=headers)
-            response = self._connection.getresponse()
-            return response.status, response.data
-        except (HTTPError, HTTPException, OSError) as error:
+            self._connection.timeout = timeout_s  # of a socket that is still to be opened
+            if self._connection.sock is not None:
+                self._connection.sock.settimeout(timeout_s)
+            self._connection.request(method, path, body=body, headers=headers or {})
+            with self._connection.getresponse() as response:
+                return response.status, response.read()
+        except (HTTPException, OSError) as error:
             self.close()
             if isinstance(error, TimeoutError) or time.monotonic() > self._expires_s:
                 raise NodeUnreachable(f"no answer within {timeout_s:g} s") from error

@@ -62,6 +62,7 @@ def main() -> None:
     """Serve until SIGTERM."""
     kind, inference_s = sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
     bound = socket.socket()
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # for both, lest one wait for delayed acknowledgements
     bound.bind(("127.0.0.1", 0))
     port = bound.getsockname()[1]
 
