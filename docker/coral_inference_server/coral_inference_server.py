@@ -17,6 +17,12 @@ TensorFlow Lite loads the same library. pycoral's `set_input` and `get_classes` 
 becomes -56 in an int8 tensor), the other dequantises and sorts all scores, which changes neither the best one nor its place.
 """
 
+import signal
+import sys
+
+if __name__ == "__main__":  # until the server has its own handler: a container's first process ignores what it does not handle
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+
 import importlib
 import logging
 import mmap

@@ -16,7 +16,7 @@ from typing import Callable, Deque, Dict, Iterator, List, Mapping, NamedTuple, O
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
 
-from inference_server.backend import AcceleratorGone, Backend, Gauge, QueueFull
+from inference_server.backend import AcceleratorGone, Backend, Gauge, QueueFull, described
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +88,10 @@ class BaseAccelerator(ABC):
     def upkeep_age_s(self) -> float:
         """Seconds since the device began to be opened, closed or asked for its gauges; 0 if none goes on."""
         return 0.0
+
+    def defect(self) -> Optional[str]:
+        """Why no inference will ever be served again, so that the process had better end; or None."""
+        return None
 
     @abstractmethod
     def health_problem(self) -> Optional[str]:
@@ -179,13 +183,13 @@ class Accelerator(BaseAccelerator):
         """Seconds since the device began to be opened, closed or asked for its gauges; 0 if none goes on."""
         return _age_s(self._upkeep_since_s)
 
+    def defect(self) -> Optional[str]:
+        """Whether the worker thread has ended though nobody closed the server."""
+        return None if self._closing or self._worker.is_alive() else "the accelerator thread has ended"
+
     def health_problem(self) -> Optional[str]:
         """Why no inference can be served now, or None."""
-        if self._closing:
-            return "the server is shutting down"
-        if not self._worker.is_alive():
-            return "the accelerator thread has ended"
-        return self._problem
+        return "the server is shutting down" if self._closing else self.defect() or self._problem
 
     def register_metrics(self, registry: CollectorRegistry) -> None:
         """Add what the device reports of itself."""
@@ -227,7 +231,8 @@ class Accelerator(BaseAccelerator):
                 with self._upkeep():
                     backend = self._open_backend()
             except Exception as error:  # whatever it is, the server goes on saying so
-                reason = f"{lost}; opening it again failed: {error}" if lost else f"the accelerator cannot be opened: {error}"
+                why = described(error)
+                reason = f"{lost}; opening it again failed: {why}" if lost else f"the accelerator cannot be opened: {why}"
                 if reason != self._problem:
                     logger.error("%s", reason, exc_info=not isinstance(error, AcceleratorGone))
                 self._problem = reason
@@ -245,7 +250,7 @@ class Accelerator(BaseAccelerator):
     def _publish(self, backend: Backend) -> None:
         self.accelerator = backend.accelerator
         self.models, self.absent, self.details = list(backend.models), dict(backend.absent), dict(backend.details)
-        self._last_model = None
+        self._last_model = backend.last_model
         self._problem = None
         logger.info("accelerator ready", extra=dict(self.details, models=self.models, absent=sorted(self.absent)))
         self.opened.set()
@@ -291,7 +296,7 @@ class Accelerator(BaseAccelerator):
         start_time = time.time()
         start_s = time.monotonic()
         try:
-            top1 = backend.infer(job.model, job.image)
+            top1 = int(backend.infer(job.model, job.image))
         except AcceleratorGone as gone:
             job.future.set_exception(gone)
             raise
@@ -300,7 +305,7 @@ class Accelerator(BaseAccelerator):
             return
         inference_s = time.monotonic() - start_s
         job.future.set_result(
-            InferenceResult(start_time, start_time + inference_s, start_s - job.received_s, inference_s, int(top1), switched)
+            InferenceResult(start_time, start_time + inference_s, start_s - job.received_s, inference_s, top1, switched)
         )
 
     def _refuse(self, reason: str) -> None:

@@ -56,6 +56,7 @@ INFER_RESPONSES: Responses = {
     ),
     400: error("Malformed: which field, and what was expected."),
     404: error("No such model here; the known ones are listed."),
+    408: error("The body did not end in time."),
     413: error("The body is larger than 4 MiB."),
     500: error("The inference failed; the server's log says more."),
     503: retry_later("The queue is full or the accelerator is gone."),

@@ -99,8 +99,7 @@ class _Routes:
             result = await self._result(request, model, call.image())
         except Refusal as refusal:
             self._metrics.request_answered(model, refusal.status)
-            retry = None if refusal.retry_after_s is None else {"Retry-After": str(refusal.retry_after_s)}
-            return JSONResponse({"detail": refusal.detail}, refusal.status, headers=retry)
+            return JSONResponse({"detail": refusal.detail}, refusal.status, headers=refusal.headers())
         self._metrics.request_answered(model, 200)
         self._metrics.inference_done(model, result)
         answer = {

@@ -3,7 +3,7 @@
 import logging
 import time
 from abc import ABC, abstractmethod
-from typing import Dict, List, NamedTuple
+from typing import Dict, List, NamedTuple, Optional
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +47,14 @@ class Backend(ABC):
         models: names of the models that are really loaded.
         absent: why each of the other models is not served, by its name.
         details: what else `/health` should say, such as versions.
+        last_model: the model that the device computed last before it serves requests; None if there was none.
     """
 
     accelerator: str
     models: List[str]
     absent: Dict[str, str]
     details: Dict[str, str]
+    last_model: Optional[str] = None
 
     @abstractmethod
     def infer(self, model: str, image: bytes) -> int:
@@ -78,6 +80,12 @@ class Backend(ABC):
         """Release the device."""
 
 
+def described(error: Exception) -> str:
+    """Kind and text of an error that was not meant for people; the text alone of one that was."""
+    meant = isinstance(error, (AcceleratorGone, OutOfMemory, UnusableModel))
+    return str(error) if meant else f"{type(error).__name__}: {error}"
+
+
 def warmed_up(backend: Backend) -> Backend:
     """The backend after one inference of each model; those that fail are absent from then on.
 
@@ -93,8 +101,9 @@ def warmed_up(backend: Backend) -> Backend:
                 raise
             except Exception as error:  # this model only; the others may be fine
                 backend.models.remove(model)
-                backend.absent[model] = f"its first inference failed: {error}"
+                backend.absent[model] = f"its first inference failed: {described(error)}"
             else:
+                backend.last_model = model
                 logger.info("model ready", extra={"model": model, "first_inference_s": round(time.monotonic() - began_s, 4)})
         for model, reason in backend.absent.items():
             logger.warning("model absent", extra={"model": model, "reason": reason})

@@ -1,14 +1,17 @@
 """Reads the two forms of an inference request, JSON and raw bytes, and says precisely what is wrong with one."""
 
+import asyncio
 import base64
 import json
-from typing import List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional
 
 from starlette.requests import ClientDisconnect, Request
 
 from inference_server.backend import IMAGE_BYTES
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
+MAX_JSON_BYTES = 1280 * 1024  # every character of the image's base64 as \\u0041; more only keeps the interpreter busy
+BODY_TIMEOUT_S = 10.0
 JSON_TYPE = "application/json"
 BINARY_TYPE = "application/octet-stream"
 LONGEST_QUOTE = 80
@@ -28,6 +31,12 @@ class Refusal(Exception):
         self.status = status
         self.detail = detail
         self.retry_after_s = retry_after_s
+
+    def headers(self) -> Dict[str, str]:
+        """Headers of the answer."""
+        if self.status == 408:
+            return {"Connection": "close"}  # else the rest of the body would be read for ever
+        return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
 
 
 class InferenceCall(NamedTuple):
@@ -62,13 +71,16 @@ async def read_call(request: Request) -> InferenceCall:
     """Read a request to /infer, never holding more than `MAX_BODY_BYTES` and a chunk of its body.
 
     Raises:
-        Refusal: 400 malformed, 413 too large, 499 the client went away meanwhile.
+        Refusal: 400 malformed, 408 not ended in time, 413 too large, 499 the client went away meanwhile.
     """
     content_type = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
     if content_type not in (JSON_TYPE, BINARY_TYPE):
         found = quoted(content_type) if content_type else "none"
         raise Refusal(400, f"Content-Type: expected {JSON_TYPE} or {BINARY_TYPE}, got {found}")
-    body = await _read_body(request)
+    try:
+        body = await asyncio.wait_for(_read_body(request), BODY_TIMEOUT_S)
+    except asyncio.TimeoutError as error:  # it would hold its memory, and keep the server from ending
+        raise Refusal(408, f"body: expected within {BODY_TIMEOUT_S:g} s, it has not ended yet") from error
     if content_type == JSON_TYPE:
         return _from_json(body)
     model = request.query_params.get("model")
@@ -103,8 +115,10 @@ async def _read_body(request: Request) -> bytes:
 
 
 def _from_json(body: bytes) -> InferenceCall:
+    if len(body) > MAX_JSON_BYTES:
+        raise Refusal(400, f"body: expected at most {MAX_JSON_BYTES} bytes of JSON, got {len(body)}")
     try:
-        fields = json.loads(body)
+        fields = json.loads(body, parse_int=float)  # Python 3.6 takes seconds for an integer of a million digits
     except (ValueError, RecursionError) as error:
         raise Refusal(400, f"body: expected JSON, got something else ({quoted(str(error))})") from error
     if not isinstance(fields, dict):

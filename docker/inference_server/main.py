@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import platform
+import socket
 import sys
 from pathlib import Path
 from typing import Callable, Mapping, NamedTuple
@@ -28,6 +29,7 @@ from inference_server.model_files import InvalidManifest, ModelFiles, read_model
 from inference_server.serve import serve
 from inference_server.watchdog import start_watchdog
 
+EXIT_FAILED = 1
 EXIT_USAGE = 2
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
@@ -120,7 +122,7 @@ def run_server(open_backend: OpenBackend, environment: Mapping[str, str] = os.en
         environment: the variables.
 
     Raises:
-        SystemExit: with 0 after SIGTERM, with 2 if a variable makes no sense.
+        SystemExit: with 0 after SIGTERM, with 2 if a variable makes no sense, with 1 if nobody may listen there.
     """
     try:
         settings = settings_from(environment)
@@ -129,6 +131,12 @@ def run_server(open_backend: OpenBackend, environment: Mapping[str, str] = os.en
         sys.exit(EXIT_USAGE)
     log_as_json(settings.node_name, settings.log_level)
     logging.getLogger(__name__).info("starting", extra={"settings": {k: str(v) for k, v in settings._asdict().items()}})
+
+    try:  # before the device is opened: a server that is already there must not lose its own to a second one
+        bound = _bound_socket(settings.host, settings.port)
+    except OSError as error:
+        print(f"HOST, PORT: cannot listen on {settings.host}:{settings.port}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
 
     def opened() -> Backend:
         try:
@@ -139,4 +147,17 @@ def run_server(open_backend: OpenBackend, environment: Mapping[str, str] = os.en
     accelerator = Accelerator(opened, settings.queue_capacity)
     start_watchdog(accelerator, settings.inference_timeout_s, settings.open_timeout_s)
     app = create_app(settings.node_name, accelerator, settings.inference_timeout_s)
-    serve(app, settings.host, settings.port)
+    serve(app, bound_socket=bound)
+
+
+def _bound_socket(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    bound = socket.socket(family, kind, protocol)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind(address)
+        bound.listen()  # only then is it certain that nobody else does
+    except OSError:
+        bound.close()
+        raise
+    return bound

@@ -9,7 +9,8 @@
 """
 
 import hashlib
-import math
+import re
+import reprlib
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
@@ -19,6 +20,11 @@ MANIFEST = "models.yaml"
 INPUT_TYPES = ("uint8", "int8", "float32")
 KEYS = ("file", "input_type", "sha256", "mean", "std")
 CHUNK_BYTES = 1 << 20
+LARGEST_NUMBER = 1e6
+MODEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+_SHORT = reprlib.Repr()  # what a manifest holds may be long, and aliases in YAML make it longer
+_SHORT.maxlevel = 2
 
 Channels = Tuple[float, float, float]
 
@@ -65,7 +71,7 @@ def read_model_files(directory: Path) -> ModelFiles:
         where = f"{directory / MANIFEST}: {name}"
         if "absent" in entry:
             if len(entry) > 1 or not isinstance(entry["absent"], str):
-                raise InvalidManifest(f"{where}: expected either a file or {{absent: why}}, got {entry}")
+                raise InvalidManifest(f"{where}: expected either a file or {{absent: why}}, got {_SHORT.repr(entry)}")
             absent[name] = entry["absent"]
             continue
         model = _model_file(where, name, directory, entry)
@@ -77,19 +83,35 @@ def read_model_files(directory: Path) -> ModelFiles:
     return ModelFiles(files, absent)
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which the later would take the place of the earlier."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {_SHORT.repr(key)} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _entries(path: Path) -> Dict[str, Dict[str, Any]]:
+    if path.exists() and not path.is_file():
+        raise InvalidManifest(f"{path}: expected a regular file")
     try:
-        content = yaml.safe_load(path.read_bytes())
+        content = yaml.load(path.read_bytes(), _UniqueKeys)
     except OSError as error:
         raise InvalidManifest(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidManifest(f"{path}: expected YAML, got something else ({' '.join(str(error).split())})") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InvalidManifest(f"{path}: expected YAML, got something else ({' '.join(str(error).split())[:300]})") from error
     models = content.get("models") if isinstance(content, dict) else None
     if not isinstance(models, dict) or not models:
         raise InvalidManifest(f"{path}: expected a mapping 'models' from name to file")
     for name, entry in models.items():
-        if not isinstance(name, str) or not isinstance(entry, dict):
-            raise InvalidManifest(f"{path}: {name}: expected {{file: ..., input_type: ..., sha256: ...}}, got {entry!r}")
+        if not isinstance(name, str) or not MODEL_NAME.fullmatch(name):
+            raise InvalidManifest(f"{path}: expected names of letters, digits and . _ -, got {ascii(_SHORT.repr(name))}")
+        if not isinstance(entry, dict):
+            shown = _SHORT.repr(entry)
+            raise InvalidManifest(f"{path}: {name}: expected {{file: ..., input_type: ..., sha256: ...}}, got {shown}")
     return models
 
 
@@ -98,31 +120,35 @@ def _model_file(where: str, name: str, directory: Path, entry: Dict[str, Any]) -
     if unknown:
         raise InvalidManifest(f"{where}: unknown key {unknown[0]}; there are {', '.join(KEYS)} and absent")
     file_name = entry.get("file")
-    if not isinstance(file_name, str) or file_name in ("", "..") or Path(file_name).name != file_name:
-        raise InvalidManifest(f"{where}: file: expected the name of a file beside the manifest, got {file_name!r}")
+    if not isinstance(file_name, str) or file_name in ("", "..") or Path(file_name).name != file_name or "\0" in file_name:
+        raise InvalidManifest(f"{where}: file: expected the name of a file beside the manifest, got {_SHORT.repr(file_name)}")
     if entry.get("input_type") not in INPUT_TYPES:
-        raise InvalidManifest(f"{where}: input_type: expected one of {', '.join(INPUT_TYPES)}, got {entry.get('input_type')!r}")
+        found = _SHORT.repr(entry.get("input_type"))
+        raise InvalidManifest(f"{where}: input_type: expected one of {', '.join(INPUT_TYPES)}, got {found}")
     sha256 = str(entry.get("sha256", "")).lower()
     if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
-        raise InvalidManifest(f"{where}: sha256: expected 64 hexadecimal digits in quotes, got {entry.get('sha256')!r}")
+        found = _SHORT.repr(entry.get("sha256"))
+        raise InvalidManifest(f"{where}: sha256: expected 64 hexadecimal digits in quotes, got {found}")
     mean = _channels(f"{where}: mean", entry.get("mean", 0.0))
     std = _channels(f"{where}: std", entry.get("std", 1.0))
     if min(std) <= 0:
-        raise InvalidManifest(f"{where}: std: expected numbers above 0, got {entry['std']!r}")
+        raise InvalidManifest(f"{where}: std: expected numbers above 0, got {_SHORT.repr(entry['std'])}")
     return ModelFile(name, directory / file_name, entry["input_type"], mean, std, sha256)
 
 
 def _channels(where: str, value: Any) -> Channels:
     values = value if isinstance(value, list) else [value] * 3
-    numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)]
+    numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < LARGEST_NUMBER]
     if len(values) != 3 or len(numbers) != 3:
-        raise InvalidManifest(f"{where}: expected a number, or three for R, G, B, got {value!r}")
+        raise InvalidManifest(f"{where}: expected a number, or three for R, G, B, got {_SHORT.repr(value)}")
     return float(numbers[0]), float(numbers[1]), float(numbers[2])
 
 
 def _file_problem(model: ModelFile) -> Optional[str]:
     """Why a file cannot be used, or None."""
     digest = hashlib.sha256()
+    if model.path.exists() and not model.path.is_file():
+        return f"{model.path} is no regular file"
     try:
         with model.path.open("rb") as file:
             for chunk in iter(lambda: file.read(CHUNK_BYTES), b""):

@@ -4,12 +4,46 @@ import signal
 import socket
 import sys
 from types import FrameType
-from typing import Callable, List, Optional
+from typing import Any, Callable, List, Optional
 
 import uvicorn
 from fastapi import FastAPI
 
 KEEP_ALIVE_S = 75  # longer than the pauses of any client that keeps its connections
+MAX_HEAD_BYTES = 64 * 1024
+
+try:
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+except ImportError:  # there is no httptools for Python 3.6; h11 limits the head by itself
+    HTTP: Any = "h11"
+else:
+
+    class BoundedHttpTools(HttpToolsProtocol):
+        """Reads requests with httptools, which by itself would take a head without an end."""
+
+        _head_open = False
+        _head_bytes = 0
+
+        def data_received(self, data: bytes) -> None:
+            """Take what has come, unless it only makes a long head longer."""
+            if self._head_open:
+                self._head_bytes += len(data)
+                if self._head_bytes > MAX_HEAD_BYTES:
+                    self.send_400_response("request line and headers are longer than 64 KiB")
+                    return
+            super().data_received(data)
+
+        def on_message_begin(self) -> None:
+            """A request begins."""
+            self._head_open, self._head_bytes = True, 0
+            super().on_message_begin()
+
+        def on_headers_complete(self) -> None:
+            """Its head has ended."""
+            self._head_open = False
+            super().on_headers_complete()
+
+    HTTP = BoundedHttpTools
 
 
 class AnnouncedServer(uvicorn.Server):
@@ -26,6 +60,7 @@ class AnnouncedServer(uvicorn.Server):
                 app,
                 host=host,
                 port=port,
+                http=HTTP,
                 log_config=None,
                 log_level="warning",
                 access_log=False,

@@ -1,4 +1,4 @@
-"""Ends the process when the device hangs: a thread that waits inside a driver cannot be ended otherwise."""
+"""Ends the process when the device hangs, since a thread that waits inside a driver cannot be ended otherwise."""
 
 import logging
 import os
@@ -31,6 +31,11 @@ def start_watchdog(
 
     def watch() -> None:
         while True:
+            defect = accelerator.defect()
+            if defect is not None:
+                logger.critical("%s: the process ends", defect)
+                end_process(EXIT_HANGS)
+                return
             for what, age_s, limit_s in (
                 ("an inference", accelerator.oldest_inference_age_s(), inference_timeout_s),
                 ("opening, closing or reading the accelerator", accelerator.upkeep_age_s(), open_timeout_s),

@@ -149,7 +149,7 @@ def test_device_that_cannot_be_opened_says_why_until_it_is_there():
 
     accelerator = Accelerator(make, reopen_s=0.0)
     wait_until(lambda: len(attempts) == 3)
-    assert accelerator.health_problem() == "the accelerator cannot be opened: no device 2"
+    assert accelerator.health_problem() == "the accelerator cannot be opened: OSError: no device 2"
     assert accelerator.upkeep_age_s() > 0
     with pytest.raises(AcceleratorGone, match="no device"):
         accelerator.submit("resnet50", b"\1", {})
@@ -219,6 +219,39 @@ def test_gauges_follow_the_device_and_go_away_with_it():
     accelerator.close()
 
 
+def test_the_warm_up_is_an_inference_before(backend):
+    accelerator = opened(Accelerator(lambda: warmed_up(backend)))
+    results = [accelerator.submit(model, b"\1", {}).result(PATIENCE_S) for model in ("mobilenet", "resnet50")]
+    assert [result.model_switched for result in results] == [False, True]  # mobilenet was warmed up last
+    accelerator.close()
+
+
+def test_class_that_is_no_number_fails_its_request_only(accelerator, backend):
+    backend.infer = lambda model, image: float("nan") if image[0] else 0
+    with pytest.raises(ValueError, match="NaN"):
+        accelerator.submit("resnet50", b"\1", {}).result(PATIENCE_S)
+    assert accelerator.submit("resnet50", b"\0", {}).result(PATIENCE_S).top1 == 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_watchdog_ends_a_process_whose_accelerator_thread_has_ended(accelerator, backend, monkeypatch, caplog):
+    ended, statuses = threading.Event(), []
+
+    def end_process(status):
+        statuses.append(status)
+        ended.set()
+
+    def broken(*arguments):
+        raise SystemExit
+
+    start_watchdog(accelerator, 3600.0, 3600.0, end_process)
+    monkeypatch.setattr(backend, "infer", broken)
+    accelerator.submit("resnet50", b"\1", {})
+    assert ended.wait(PATIENCE_S)
+    assert (statuses, accelerator.health_problem()) == ([70], "the accelerator thread has ended")
+    assert "thread has ended: the process ends" in caplog.text
+
+
 def test_warm_up_leaves_out_the_models_that_fail():
     class OneBroken(FakeBackend):
         def infer(self, model, image):
@@ -229,7 +262,7 @@ def test_warm_up_leaves_out_the_models_that_fail():
     backend = OneBroken()
     assert warmed_up(backend) is backend
     assert backend.models == ["mobilenet"]
-    assert backend.absent["resnet50"] == "its first inference failed: bad tensor"
+    assert backend.absent["resnet50"] == "its first inference failed: RuntimeError: bad tensor"
     assert backend.calls == [("mobilenet", 0)]
     assert backend.closed_in is None
 
@@ -298,9 +331,8 @@ def test_lost_device_refuses_all_that_wait_and_comes_back():
     for future in (running, waiting):
         with pytest.raises(AcceleratorGone, match="unplugged"):
             future.result(PATIENCE_S)
-    wait_until(
-        lambda: accelerator.health_problem() == "the accelerator is gone: unplugged; opening it again failed: still unplugged"
-    )
+    reason = "the accelerator is gone: unplugged; opening it again failed: OSError: still unplugged"
+    wait_until(lambda: accelerator.health_problem() == reason)
     with pytest.raises(AcceleratorGone, match="unplugged"):
         accelerator.submit("resnet50", b"\3", {})
     may_return.set()

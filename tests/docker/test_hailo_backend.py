@@ -336,7 +336,7 @@ def test_everything_is_called_from_one_thread_and_released_in_the_end(accelerato
     for number in range(10):
         result = accelerator.submit(("mobilenet", "resnet50")[number % 2], image(number), {}).result(PATIENCE_S)
         assert result.top1 == top1(image(number), seed=1 + number % 2)
-        assert result.model_switched == (number > 0)
+        assert result.model_switched  # resnet50 was warmed up last
     accelerator.close()
     assert len(chip.threads) == 1
     assert threading.get_ident() not in chip.threads

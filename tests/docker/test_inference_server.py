@@ -113,6 +113,8 @@ def test_content_type_may_have_parameters_and_capitals(client):
         (json_request(input="ä"), "input: expected standard base64"),
         (json_request(input="AAAA"), "input: expected 150528 bytes .* got 3"),
         (json_request(input=""), "input: expected 150528 bytes .* got 0"),
+        (json_request(input=9 * SIZE * "A"), "body: expected at most 1310720 bytes of JSON"),
+        ('{"model": "resnet50", "input": ' + 1000000 * "7" + "}", "input: .* got a number"),
     ],
 )
 def test_malformed_json_names_the_field_and_what_was_expected(client, backend, body, names):
@@ -194,6 +196,33 @@ def test_too_large_a_body_is_refused_before_it_has_ended(client, announced):
         if b"chunked" in announced:
             connection.sendall(b"400001\r\n" + bytes(FOUR_MIB + 1) + b"\r\n")
         assert connection.recv(12) == b"HTTP/1.1 413"
+
+
+def test_body_that_does_not_end_is_given_up(client, monkeypatch):
+    monkeypatch.setattr("inference_server.inference_call.BODY_TIMEOUT_S", 0.05)
+    with socket.create_connection(("127.0.0.1", client.port), PATIENCE_S) as connection:
+        head = b"POST /infer?model=resnet50 HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
+        connection.sendall(head + b"Content-Length: 150528\r\n\r\n" + IMAGE[1:])
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))  # to the end: the server closes
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"it has not ended yet" in answer
+    assert client.infer(IMAGE).status == 200
+
+
+@pytest.mark.parametrize("line", [b"X: " + 70000 * b"x", 7000 * b"X: xxxxx\r\n", b"X: " + 1000000 * b"x"])
+def test_head_without_an_end_is_refused(client, line):
+    with socket.create_connection(("127.0.0.1", client.port), PATIENCE_S) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+        refused = b""
+        try:
+            for _ in range(100):
+                connection.sendall(line)
+            refused = connection.recv(12)
+        except ConnectionError:
+            pass  # closed before all was sent
+        assert refused in (b"", b"HTTP/1.1 400")
+        connection.settimeout(PATIENCE_S)
+    assert client.get("/health").status == 200
 
 
 def test_full_queue_asks_to_come_again(client, accelerator, backend):
@@ -315,7 +344,7 @@ def test_document_describes_both_bodies_and_every_error(client):
     document = client.get("/openapi.json").json
     infer = document["paths"]["/infer"]["post"]
     assert set(infer["requestBody"]["content"]) == {"application/json", "application/octet-stream"}
-    assert set(infer["responses"]) == {"200", "400", "404", "413", "500", "503"}
+    assert set(infer["responses"]) == {"200", "400", "404", "408", "413", "500", "503"}
     assert infer["parameters"][0]["name"] == "model"
     assert set(document["paths"]) == {"/infer", "/health", "/livez", "/metrics"}
 

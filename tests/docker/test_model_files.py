@@ -1,6 +1,7 @@
 """models.yaml and the files it names. Valid Python 3.6."""
 
 import hashlib
+import os
 import re
 
 import pytest
@@ -70,7 +71,13 @@ def test_missing_and_changed_files_are_absent_and_the_others_stay(directory):
         ("models: {}", "expected a mapping 'models'"),
         ("models: [a]", "expected a mapping 'models'"),
         ("models: {mobilenet: a.tflite}", "mobilenet: expected {file"),
-        ("models: {3: {}}", "3: expected {file"),
+        ("models: {3: {}}", "expected names of letters, digits and . _ -, got '3'"),
+        ("models: {'': {}}", "expected names of letters"),
+        ('models: {"\\ud83d": {}}', "expected"),
+        ("models: {mobilenet: {absent: a}, mobilenet: {absent: b}}", "the key 'mobilenet' stands twice"),
+        ("models: {mobilenet: {absent: 2024-13-45}}", "expected YAML"),
+        ("models: {mobilenet: {absent: !!int abc}}", "expected YAML"),
+        ("[" * 5000, "expected YAML"),
         ("models: {mobilenet: {absent: 3}}", "mobilenet: expected either a file or"),
         ("models: {mobilenet: {absent: why, file: a}}", "mobilenet: expected either a file or"),
     ],
@@ -88,11 +95,13 @@ def test_a_wrong_manifest_says_where_and_what_was_expected(directory, text, name
         ("file", "fiel", "unknown key fiel"),
         ("a.tflite", "../a.tflite", "file: expected the name of a file beside"),
         ("a.tflite", "''", "file: expected the name of a file beside"),
+        ("a.tflite", '"a\\0b"', "file: expected the name of a file beside"),
         ("a.tflite", "..", "file: expected the name of a file beside"),
         ("uint8", "fp16", "input_type: expected one of uint8, int8, float32, got 'fp16'"),
         (SHA256, "abc", "sha256: expected 64 hexadecimal digits in quotes, got 'abc'"),
         ("uint8", "uint8, std: 0", "std: expected numbers above 0"),
         ("uint8", "uint8, mean: [1, 2]", "mean: expected a number, or three"),
+        ("uint8", "uint8, mean: 1" + 400 * "0", "mean: expected a number, or three"),
         ("uint8", "uint8, mean: .nan", "mean: expected a number, or three"),
         ("uint8", "uint8, mean: yes", "mean: expected a number, or three"),
     ],
@@ -100,3 +109,22 @@ def test_a_wrong_manifest_says_where_and_what_was_expected(directory, text, name
 def test_a_wrong_entry_says_which_key_and_what_was_expected(directory, good, wrong, names):
     with pytest.raises(InvalidManifest, match="models.yaml: mobilenet: " + re.escape(names)):
         read(directory, "mobilenet: " + GOOD.replace(good, wrong))
+
+
+def test_what_is_quoted_of_a_manifest_is_short(directory):
+    bomb = ["&a0 [x]"] + [f"&a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 8)]
+    (directory / "models.yaml").write_text("".join(f"k{n}: {level}\n" for n, level in enumerate(bomb)) + "models: {m: *a7}\n")
+    with pytest.raises(InvalidManifest) as raised:
+        read_model_files(directory)
+    assert len(str(raised.value)) < 2000
+
+
+def test_what_is_no_regular_file_is_not_opened(directory):
+    os.mkfifo(str(directory / "pipe"))
+    files, absent = read(directory, "mobilenet: " + GOOD, "resnet50: " + GOOD.replace("a.tflite", "pipe"))
+    assert [model.name for model in files] == ["mobilenet"]
+    assert absent["resnet50"].endswith("pipe is no regular file")
+    (directory / "models.yaml").unlink()
+    os.mkfifo(str(directory / "models.yaml"))
+    with pytest.raises(InvalidManifest, match="models.yaml: expected a regular file"):
+        read_model_files(directory)

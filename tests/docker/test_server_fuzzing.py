@@ -3,6 +3,7 @@
 import base64
 
 import pytest
+import requests
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -47,17 +48,19 @@ def answers(schema, method, path, mode, change=None):
     """Status codes of the answers to what schemathesis makes of one operation, each answer as the document says."""
     answered = []
 
-    @EXAMPLES
-    @given(data=st.data())
-    def check(data):
-        case = data.draw(schema[path][method].as_strategy(generation_mode=mode))
-        if change is not None:
-            change(case, data.draw)
-        response = case.call(timeout=ANSWER_TIMEOUT_S)
-        case.validate_response(response, checks=CHECKS)
-        answered.append(response.status_code)
+    with requests.Session() as session:
 
-    check()
+        @EXAMPLES
+        @given(data=st.data())
+        def check(data):
+            case = data.draw(schema[path][method].as_strategy(generation_mode=mode))
+            if change is not None:
+                change(case, data.draw)
+            response = case.call(session=session, timeout=ANSWER_TIMEOUT_S)
+            case.validate_response(response, checks=CHECKS)
+            answered.append(response.status_code)
+
+        check()
     return set(answered)
 
 

@@ -135,7 +135,9 @@ def test_inference_that_hangs_ends_the_process_with_70(start):
 def test_without_models_it_says_so_instead_of_ending(start, tmp_path):
     (tmp_path / "a.bin").unlink()
     server = start()
+    deadline_s = time.monotonic() + PATIENCE_S
     while "being opened" in server.health().json["detail"]:
+        assert time.monotonic() < deadline_s
         time.sleep(0.01)
     answer = server.health()
     assert answer.status == 503
@@ -150,6 +152,19 @@ def test_variable_that_makes_no_sense_ends_with_2_and_one_line(start):
     process = start(PORT="no").process
     out, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, out, err) == (2, "", "PORT: expected a whole number from 0 to 65535, got 'no'\n")
+
+
+def test_port_that_is_taken_ends_with_1_before_the_device_is_opened(start):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        process = start(PORT=str(taken.getsockname()[1])).process
+        out, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, out) == (1, "")
+    last = err.splitlines()[-1]
+    assert last.startswith("HOST, PORT: cannot listen on 127.0.0.1:")
+    assert last.endswith("Address already in use")
+    assert "accelerator" not in err
 
 
 @pytest.mark.parametrize(
