@@ -6,7 +6,7 @@ The table is read here, and written anew when profile_nodes.py has measured.
 import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -134,15 +134,18 @@ def load_profile(path: Path) -> PerformanceProfile:
 
 
 class NodeMeans(NamedTuple):
-    """What was measured on one node: request overhead, mean time of each model, and the models it was found not to serve."""
+    """What was measured on one node: request overhead, and mean time of each model; milliseconds."""
 
     overhead_ms: float
     mean_ms: Mapping[str, float]
-    absent: Sequence[str]
 
 
 def remeasured(
-    old: PerformanceProfile, measurement: Measurement, nodes: Mapping[str, NodeMeans], cv: Mapping[str, float]
+    old: PerformanceProfile,
+    measurement: Measurement,
+    nodes: Mapping[str, NodeMeans],
+    absent: Mapping[str, Collection[str]],
+    cv: Mapping[str, float],
 ) -> PerformanceProfile:
     """The profile with the measured figures in place of the old ones.
 
@@ -153,7 +156,8 @@ def remeasured(
         old: the profile before.
         measurement: how it was measured.
         nodes: what was measured, by node; each is in `old`.
-        cv: coefficient of variation by accelerator, of those that were measured.
+        absent: models that nodes were found not to serve, by node, measured or not.
+        cv: coefficient of variation by accelerator, of those that get a new one.
     """
     content = old.model_dump()
     provenance = "measured" if measurement.cluster == "workers" else "estimated"
@@ -162,16 +166,19 @@ def remeasured(
     for model in measurement.models:
         row = content["latency"].setdefault(model, {"provenance": provenance, "mean_ms": {}, "note": ""})
         measured = {name: _rounded(means.mean_ms[model], 5) for name, means in nodes.items() if model in means.mean_ms}
-        absent = {name for name, means in nodes.items() if model in means.absent}
-        kept = {name: ms for name, ms in row["mean_ms"].items() if name not in measured and name not in absent}
+        kept = {name: ms for name, ms in row["mean_ms"].items() if name not in measured and model not in absent.get(name, ())}
         row["mean_ms"] = {name: (kept | measured)[name] for name in old.nodes if name in kept or name in measured}
         if measured:
             row["provenance"] = provenance if not kept or row["provenance"] == provenance else "mixed"
-            row["note"] = _note(old, measurement, row["note"] if kept else "")
+            row["note"] = row["note"] if kept else ""
         if not row["mean_ms"]:
             del content["latency"][model]
     content["cv"] |= {accelerator: _rounded(value, 3) for accelerator, value in cv.items()}
     content["measurements"].append(measurement.model_dump())
+    new = PerformanceProfile.model_validate(content)
+    for model, row in content["latency"].items():
+        of_kept = row["note"].removeprefix(_conditions(old, model) if model in old.latency else "")
+        row["note"] = f"{_conditions(new, model)} {of_kept.strip()}".strip()
     return PerformanceProfile.model_validate(content)
 
 
@@ -179,16 +186,28 @@ def _rounded(value: float, digits: int) -> float:
     return float(f"{value:.{digits}g}")
 
 
-def _note(old: PerformanceProfile, measurement: Measurement, kept: str) -> str:
-    """What to mind about measured figures, before the note of those that were kept."""
-    minded = []
-    if measurement.cluster == "emulated":
-        minded.append("Taken from emulated nodes, which answer with the figures they are given: it says nothing of real nodes.")
-    if measurement.order == "grouped":
-        minded.append("One model after the other: warm figures, which a load of mixed models does not reach.")
-    elif not old.latency.keys() <= set(measurement.models):
-        minded.append(f"Measured in a mix of {', '.join(measurement.models)} only.")
-    return " ".join([*(sentence for sentence in minded if sentence not in kept), kept]).strip()
+def _conditions(profile: PerformanceProfile, model: str) -> str:
+    """What to mind about the measured figures of a row; it names the nodes unless it holds for all of the row."""
+    nodes = profile.latency[model].mean_ms.keys()
+    last = {name: how for how in profile.measurements if model in how.models for name in how.nodes if name in nodes}
+    minded: dict[str, list[str]] = {}
+    for name in (name for name in nodes if name in last):
+        for sentence in _sentences(profile, last[name]):
+            minded.setdefault(sentence, []).append(name)
+    return " ".join(
+        f"{sentence[0].upper()}{sentence[1:]}" if len(names) == len(nodes) else f"{', '.join(names)} {sentence}"
+        for sentence, names in minded.items()
+    )
+
+
+def _sentences(profile: PerformanceProfile, how: Measurement) -> Iterator[str]:
+    """What to mind about the figures of one measurement, without their nodes."""
+    if how.cluster == "emulated":
+        yield "taken from emulated nodes, which answer with the figures they are given: it says nothing of real nodes."
+    if how.order == "grouped":
+        yield "measured one model after the other: warm figures, which a load of mixed models does not reach."
+    elif not profile.latency.keys() <= set(how.models):
+        yield f"measured in a mix of {', '.join(how.models)} only."
 
 
 def profile_text(profile: PerformanceProfile, comment: Sequence[str]) -> str:

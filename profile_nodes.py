@@ -5,11 +5,14 @@
 Each node is measured by itself, one request at a time on a kept connection, in the form the harness sends. On accelerators that
 hold one model at a time an inference takes longer when the one before was of another model. The load of an experiment mixes the
 models, so the default order is a random mix of them, the same on every node. `--order grouped` sends one model after the other:
-warm figures, which a mixed load does not reach.
+warm figures, which a mixed load does not reach. A load differs all the same: here a device rests between two requests, there it
+may run back to back; and a policy may give a node another mix of models than this uniform one.
 
 `mean_ms` is the mean of the server's inference_time, outliers and all. `request_overhead_ms` is the mean of round trip minus
-inference_time over all counted requests to a node. `cv` of an accelerator is the root mean square of the coefficients of
-variation (standard deviation with n - 1, divided by the mean) of all its pairs of node and model. Power is not measured here.
+inference_time over all counted requests to a node; where they wait for the server to read its device's gauges, which it does at
+most once a second in a load too, that is part of it. `cv` of an accelerator is the root mean square of the coefficients of
+variation (standard deviation with n - 1, divided by the mean) of all its pairs of node and model; it stays as it was where not
+every model that the accelerator serves was measured. Power is not measured here.
 """
 
 import signal
@@ -21,108 +24,52 @@ if __name__ == "__main__":  # until main() has its own handlers: an end without 
 
 import argparse
 import errno
-import math
 import os
 import shlex
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from datetime import datetime
 from pathlib import Path
-from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from command_line import OptionParser, StopSignal, seed, stoppable
 from emulated_nodes import EmulatedNodes
-from inference_request import WORKERS, low_latency, placeholders, require_worker_urls
-from main_pregenerated import choose_cluster
-from node_client import Health, NodeClient, NodeUnreachable, wrong_node
+from inference_request import WORKERS, low_latency, require_worker_urls
+from node_client import Health, NodeClient
 from node_discovery import discover_workers
-from node_profiling.meter import NodeMeter, NodeRecord, Spread, planned_requests, pooled_cv
+from node_profiling.choice import ask_health, choose_models, choose_nodes
+from node_profiling.counter import Counter
+from node_profiling.meter import NodeMeter, NodeRecord, cv_by_accelerator, planned_requests
 from node_profiling.tables import print_results, remarks
-from performance_profile import Measurement, PerformanceProfile, load_profile, profile_text, remeasured, replace_keeping_old
+from performance_profile import Measurement, load_profile, profile_text, remeasured, replace_keeping_old
 from settings import load_settings
-from utils import HarnessError, Interrupted, UsageError, did_you_mean, random_stream, write_failure
+from utils import HarnessError, Interrupted, UsageError, random_stream, write_failure
 
 PROGRAM = "profile_nodes.py"
 DEFAULT_REQUESTS, DEFAULT_WARM_UP, DEFAULT_SEED = 200, 10, 42
 COLUMNS = """
 idle_w, busy_w: watts of the whole node at its supply, accelerator idle and accelerator busy; not measured by profile_nodes.py.
 mean_ms: mean accelerator time inside the server (input copy + invoke), HTTP excluded, batch 1, 224x224x3 uint8.
-cv: coefficient of variation (std / mean) of that time: root mean square over the measured nodes and models of an accelerator.
+cv: coefficient of variation (std / mean) of that time: root mean square over the measured nodes and models of an accelerator;
+    as before where not every model of the accelerator was measured.
 request_overhead_ms: mean of HTTP round trip minus accelerator time, seen from the machine that measured, one request at a time.
 provenance: measured, published (a vendor's or a paper's figure), estimated, or mixed (differs from node to node).
 note: of the figures that no entry of measurements names, unless it says otherwise.
 measurements: how profile_nodes.py measured, oldest first; a later one replaced the figures of the nodes and models it names.
+    A device rests between requests then; a load may run it back to back, and a policy may give it another than this uniform mix.
 Which file a model's name stands for on a node is told by that node's models.yaml.
 """
-_REFRESH_S = 0.5
 
 Say = Callable[[str], None]
-
-
-class Counter:
-    """Shows how many requests have been sent, and how long the others will take: on a terminal, unless quiet.
-
-    It is drawn between two requests, never during one.
-    """
-
-    def __init__(self, console: Console, quiet: bool) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
-        shown = console.is_terminal and not quiet
-        self._bar = Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not shown)
-        self._task = self._bar.add_task("", total=None)
-        self._refreshed_s = -math.inf
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._bar.stop()
-
-    def begin(self, name: str, total: int) -> None:
-        """Count from 0 again."""
-        self._bar.reset(self._task, total=total, description=name)
-
-    def advance(self) -> None:
-        """One more has been sent."""
-        self._bar.advance(self._task)
-        if time.monotonic() - self._refreshed_s >= _REFRESH_S:
-            self._bar.refresh()
-            self._refreshed_s = time.monotonic()
-
-
-def ask_health(clients: Mapping[str, NodeClient], profile: PerformanceProfile) -> dict[str, Health]:
-    """What each node says of itself.
-
-    Raises:
-        HarnessError: a node is not ready, or another node than the one meant answers.
-    """
-    healths: dict[str, Health] = {}
-    unreachable: dict[str, str] = {}
-    for name, client in clients.items():
-        try:
-            healths[name] = client.health()
-        except NodeUnreachable as error:
-            unreachable[name] = str(error)
-    if unreachable:
-        reasons = "; ".join(f"{name}: {why}" for name, why in unreachable.items())
-        others = f" (the others alone: --nodes {','.join(healths)})" if healths else ""
-        raise HarnessError(f"not every node is ready, nothing was measured: {reasons}{others}")
-    for name, health in healths.items():
-        if problem := wrong_node(name, health, profile):
-            raise HarnessError(f"{name}: {problem}, nothing was measured")
-    return healths
 
 
 def measure_nodes(
     clients: Mapping[str, NodeClient],
     healths: Mapping[str, Health],
     models: Sequence[str],
+    absent: Mapping[str, Sequence[str]],
     options: argparse.Namespace,
     counter: Counter,
     say: Say,
@@ -137,10 +84,9 @@ def measure_nodes(
     records = []
     noise = random_stream(options.seed, "service_noise")
     for name, client in clients.items():
-        served = [model for model in models if model in healths[name].models]
-        absent = [model for model in models if model not in served]
-        if absent:
-            say(f"{name} does not serve {', '.join(absent)}")
+        if absent[name]:
+            say(f"{name} does not serve {', '.join(absent[name])}")
+        served = [model for model in models if model not in absent[name]]
         if not served:
             continue
         order = random_stream(options.seed, "models")
@@ -151,18 +97,10 @@ def measure_nodes(
         stop.tell(client.abort)
         meter = NodeMeter(name, client, healths[name].binary, stop)
         with low_latency():
-            records.append(meter.measure(served, absent, plan, noise, counter.advance))
+            records.append(meter.measure(served, plan, noise, counter.advance))
     if not records:
         raise HarnessError(f"no node serves any of {', '.join(models)}: nothing was measured")
     return records
-
-
-def cv_by_accelerator(records: Sequence[NodeRecord], profile: PerformanceProfile) -> dict[str, float]:
-    """Pooled coefficient of variation of each accelerator that was measured."""
-    spreads: dict[str, list[Spread]] = {}
-    for record in records:
-        spreads.setdefault(profile.nodes[record.name].accelerator, []).extend(record.inference().values())
-    return {accelerator: pooled_cv(of_nodes) for accelerator, of_nodes in spreads.items()}
 
 
 def comment_of(how: Measurement, arguments: Sequence[str]) -> list[str]:
@@ -191,7 +129,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str], console: Console,
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     workers = discover_workers(list(old.nodes), say, lambda: stop.received) if options.discover else WORKERS
-    kind, notice, names = choose_nodes(options, old, workers)
+    kind, notice, names = choose_nodes(options.cluster, options.nodes, old, options.profile, workers)
     if kind == "emulated":
         _require_another_file(target, options.profile, notice)
     _require_writable(target)
@@ -205,13 +143,14 @@ def run(options: argparse.Namespace, arguments: Sequence[str], console: Console,
         clients = {name: stack.enter_context(closing(NodeClient(url, requests))) for name, url in urls.items()}
         healths = ask_health(clients, old)
         models = choose_models(options.models, old, healths)
+        absent = {name: [model for model in models if model not in health.models] for name, health in healths.items()}
         with Counter(console, options.quiet) as counter:
-            records = measure_nodes(clients, healths, models, options, counter, say, stop)
+            records = measure_nodes(clients, healths, models, absent, options, counter, say, stop)
     how = _measurement(options, kind, [record.name for record in records], models)
-    cv = cv_by_accelerator(records, old)
-    new = remeasured(old, how, {record.name: record.means() for record in records}, cv)
+    cv = cv_by_accelerator(records, old, absent)
+    new = remeasured(old, how, {record.name: record.means() for record in records}, absent, cv)
     print_results(console, old, records, cv)
-    for line in remarks(old, new, records, healths):
+    for line in remarks(old, new, records, healths, cv):
         say(line)
     if stop.received:
         raise Interrupted("interrupted; nothing was written")
@@ -234,45 +173,6 @@ def _measurement(options: argparse.Namespace, kind: str, nodes: list[str], model
         order=options.order,
         seed=options.seed,
     )
-
-
-def choose_nodes(
-    options: argparse.Namespace, profile: PerformanceProfile, workers: Mapping[str, str]
-) -> tuple[str, str | None, list[str]]:
-    """The kind of cluster, the line that says so where `auto` chose the emulated one, and the names of the nodes to measure.
-
-    Raises:
-        UsageError: a node is unknown or has no address yet.
-    """
-    if options.cluster == "auto" and len(placeholders(workers)) == len(workers):
-        kind, notice = choose_cluster("auto", workers)
-    else:  # only the nodes that are measured need an address
-        asked = {name: url for name, url in workers.items() if name in (options.nodes or workers)}
-        kind, notice = choose_cluster("emulated" if options.cluster == "emulated" else "workers", asked)
-    known = list(workers if kind == "workers" else profile.nodes)
-    names = options.nodes or known
-    for name in names:
-        if name not in known:
-            whose = "the workers" if kind == "workers" else options.profile
-            raise UsageError(f"--nodes: {name} is not among {whose}: {', '.join(known)}{did_you_mean(name, known)}")
-        if name not in profile.nodes:
-            raise UsageError(f"worker {name} is not in {options.profile}, which must hold a row with its accelerator and power")
-    return kind, notice, names
-
-
-def choose_models(asked: Sequence[str] | None, profile: PerformanceProfile, healths: Mapping[str, Health]) -> list[str]:
-    """The models to measure: those of the profile, or those asked for, which may be new to it if a node serves them.
-
-    Raises:
-        UsageError: a model is unknown.
-    """
-    known = dict.fromkeys([*profile.latency, *sorted(model for health in healths.values() for model in health.models)])
-    for model in asked or ():
-        if model not in known:
-            raise UsageError(
-                f"--models: neither the profile nor a node knows {model!r}, known: {', '.join(known)}{did_you_mean(model, known)}"
-            )
-    return list(asked or profile.latency)
 
 
 def _require_another_file(target: Path, profile: Path, notice: str | None) -> None:

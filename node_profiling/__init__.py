@@ -1,1 +1,1 @@
-"""What profile_nodes.py is made of: measuring one node, and showing what came out."""
+"""What profile_nodes.py is made of: choosing what is measured, measuring one node, and showing what came out."""

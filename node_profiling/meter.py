@@ -2,23 +2,30 @@
 
 On accelerators that hold one model at a time an inference takes longer when the one before was of another model, so the order of
 the models belongs to the measurement. What comes out are durations and what they come to; nothing is left out as an outlier.
+
+A server reads its device's gauges at most once a second, between two inferences, and a request may have to wait for that. It may
+in a load too, so such waits stay in the request overhead; they are told from the waits behind requests of others by coming one
+at a time, a second apart.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
 from command_line import StopSignal
 from comparison.intervals import t_interval
 from node_client import Answer, NodeClient, NodeFault, NodeFull, NodeUnreachable, RequestRefused
-from performance_profile import NodeMeans
+from performance_profile import NodeMeans, PerformanceProfile
 from utils import HarnessError, Interrupted
 
 _WAITED_S = 2e-3
 """A queue time that a request to a node which serves nobody else does not reach."""
+_GAUGES_APART_S, _GAUGES_TAKE_S = 0.9, 0.1
+"""Two waits for gauges lie at least so far apart (a second, less what a network may jitter), and none is longer than this."""
 _DISTURBED_AT_LEAST, _DISTURBED_SHARE = 2, 0.01
 """So many requests may be refused as full or wait behind others before a node counts as used by somebody else."""
 _CLOCK_TOLERANCE = 1e-3
@@ -75,18 +82,18 @@ class NodeRecord:
     Attributes:
         name: of the node.
         binary: whether images travelled as raw bytes, not as JSON.
-        absent: the models that were asked for and that it does not serve.
         samples: its counted requests by model.
         refused: requests that it refused as full.
-        waited: requests that waited behind those of others.
+        waited: requests that waited longer, or sooner after another wait, than for gauges: behind those of others.
+        gauge_waits_s: the other waits, which the server's reading of its gauges explains.
     """
 
     name: str
     binary: bool
-    absent: Sequence[str]
     samples: Mapping[str, Sequence[Sample]]
-    refused: int
-    waited: int
+    refused: int = 0
+    waited: int = 0
+    gauge_waits_s: Sequence[float] = ()
 
     def inference(self) -> dict[str, Spread]:
         """Inference time by model."""
@@ -103,7 +110,31 @@ class NodeRecord:
     def means(self) -> NodeMeans:
         """What the profile takes."""
         mean_ms = {model: spread.mean for model, spread in self.inference().items()}
-        return NodeMeans(self.overhead().mean, mean_ms, self.absent)
+        return NodeMeans(self.overhead().mean, mean_ms)
+
+
+def cv_by_accelerator(
+    records: Sequence[NodeRecord], profile: PerformanceProfile, absent: Mapping[str, Collection[str]]
+) -> dict[str, float]:
+    """Pooled coefficient of variation of each accelerator of which every model was measured.
+
+    One number stands for all models of an accelerator, so that of a part of them has no place in a profile.
+
+    Args:
+        records: what was measured.
+        profile: the profile before.
+        absent: models that nodes were found not to serve, by node.
+    """
+    spreads: dict[str, dict[str, list[Spread]]] = {}
+    for record in records:
+        by_model = spreads.setdefault(profile.nodes[record.name].accelerator, {})
+        for model, spread in record.inference().items():
+            by_model.setdefault(model, []).append(spread)
+    for name, node in profile.nodes.items():
+        served = profile.service_time_s(name).keys() - absent.get(name, ())
+        if not served <= spreads.get(node.accelerator, {}).keys():
+            spreads.pop(node.accelerator, None)
+    return {accelerator: pooled_cv(chain.from_iterable(of.values())) for accelerator, of in spreads.items()}
 
 
 def planned_requests(
@@ -143,11 +174,12 @@ class NodeMeter:
         self._binary = binary
         self._stop = stop
         self._refused = self._waited = 0
+        self._gauge_waits_s: list[float] = []
+        self._gauge_wait_ended_s = -math.inf
 
     def measure(
         self,
         models: Sequence[str],
-        absent: Sequence[str],
         plan: Sequence[tuple[str, bool]],
         noise: np.random.Generator,
         sent: Callable[[], None],
@@ -156,7 +188,6 @@ class NodeMeter:
 
         Args:
             models: those of the plan.
-            absent: those that were asked for and that the node does not serve.
             plan: model of each request, and whether it counts.
             noise: what emulated nodes draw their service times from; real ones ignore it.
             sent: called after each request.
@@ -175,7 +206,7 @@ class NodeMeter:
         for model, counted in samples.items():
             if len(counted) < 2:
                 raise HarnessError(f"{self._name} answered {len(counted)} counted requests of {model}, at least 2 are needed")
-        record = NodeRecord(self._name, self._binary, absent, samples, self._refused, self._waited)
+        record = NodeRecord(self._name, self._binary, samples, self._refused, self._waited, self._gauge_waits_s)
         if not 0 < (overhead_ms := record.overhead().mean) <= _LARGEST_OVERHEAD_MS:
             raise HarnessError(f"{self._name}: a request overhead of {overhead_ms:.6g} ms cannot be; {NOTHING}")
         return record
@@ -197,9 +228,17 @@ class NodeMeter:
             raise HarnessError(f"{self._name}, {model}: {error}; {NOTHING} (--nodes leaves a node out)") from error
         self._require_plausible(model, answer, round_trip_s)
         if answer.queue_time_s > _WAITED_S:
-            self._waited += 1
+            self._note_wait(answer.queue_time_s, sent_s + round_trip_s - answer.inference_time_s)
             self._require_alone(tolerated, f"; the last one waited {answer.queue_time_s * 1e3:.3g} ms")
         return Sample(round_trip_s, answer.inference_time_s, answer.model_switched)
+
+    def _note_wait(self, wait_s: float, ended_s: float) -> None:
+        """Count a wait as one for gauges if it can be one, else as one behind others."""
+        if wait_s <= _GAUGES_TAKE_S and ended_s - self._gauge_wait_ended_s >= _GAUGES_APART_S:
+            self._gauge_waits_s.append(wait_s)
+            self._gauge_wait_ended_s = ended_s
+        else:
+            self._waited += 1
 
     def _require_going_on(self) -> None:
         if self._stop.received:
@@ -209,7 +248,9 @@ class NodeMeter:
         if self._refused + self._waited > tolerated:
             raise HarnessError(
                 f"{self._name} refused {self._refused} requests and let {self._waited} wait behind others{last}. A node is "
-                f"measured alone: end what else uses it, or leave it out with --nodes; {NOTHING}"
+                "measured alone: end what else uses it, or leave it out with --nodes (one wait a second of up to "
+                f"{_GAUGES_TAKE_S * 1e3:.0f} ms is not counted, for the server reads its device's gauges; does that take longer "
+                f"there?); {NOTHING}"
             )
 
     def _require_plausible(self, model: str, answer: Answer, round_trip_s: float) -> None:

@@ -1,6 +1,6 @@
 """Shows what was measured on the nodes beside what the profile held, and says what to mind."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -19,14 +19,14 @@ def print_results(console: Console, old: PerformanceProfile, records: Sequence[N
         console: where.
         old: the profile before.
         records: what was measured.
-        cv: the new coefficient of variation by accelerator.
+        cv: the new coefficient of variation by accelerator, of those that get one.
     """
     console.print(_latency_table(old, records))
     if switches := _switch_table(records):
         console.print(switches)
     console.print(_overhead_table(old, records))
-    shown = (f"{name} {value:.3g} (before {_old(old.cv.get(name), '.3g')})" for name, value in cv.items())
-    console.print(Text(f"cv, pooled over nodes and models: {', '.join(shown)}"), soft_wrap=True)
+    if shown := [f"{name} {value:.3g} (before {_old(old.cv.get(name), '.3g')})" for name, value in cv.items()]:
+        console.print(Text(f"cv, pooled over nodes and models: {', '.join(shown)}"), soft_wrap=True)
 
 
 def _latency_table(old: PerformanceProfile, records: Sequence[NodeRecord]) -> Table:
@@ -82,7 +82,11 @@ def _old(value: float | None, form: str) -> str:
 
 
 def remarks(
-    old: PerformanceProfile, new: PerformanceProfile, records: Sequence[NodeRecord], healths: Mapping[str, Health]
+    old: PerformanceProfile,
+    new: PerformanceProfile,
+    records: Sequence[NodeRecord],
+    healths: Mapping[str, Health],
+    cv: Collection[str],
 ) -> list[str]:
     """What a person must know of the figures before they use them.
 
@@ -91,8 +95,9 @@ def remarks(
         new: the profile with what was measured; its last measurement is this one.
         records: what was measured.
         healths: what the nodes said of themselves.
+        cv: the accelerators that got a new coefficient of variation.
     """
-    return [*_about_nodes(new, records, healths), *_about_mix(old, new), *_about_what_stays(old, new, records)]
+    return [*_about_nodes(new, records, healths), *_about_mix(old, new), *_about_what_stays(old, new, records, cv)]
 
 
 def _about_nodes(new: PerformanceProfile, records: Sequence[NodeRecord], healths: Mapping[str, Health]) -> Iterator[str]:
@@ -100,6 +105,13 @@ def _about_nodes(new: PerformanceProfile, records: Sequence[NodeRecord], healths
         if record.refused or record.waited:
             counts = f"it refused {record.refused} requests and let {record.waited} wait behind others"
             yield f"{record.name} was not always alone: {counts}"
+        if waits_s := record.gauge_waits_s:
+            mean_ms = sum(waits_s) / len(waits_s) * 1e3
+            yield (
+                f"{record.name} let {len(waits_s)} requests wait, {mean_ms:.2g} ms on average, never two within a second: for "
+                "its device's gauges, which it reads that often in a load too, or else for a rare request of others; its request "
+                "overhead contains that"
+            )
         if not record.binary:
             yield f"{record.name} takes images as JSON only; its request overhead contains that"
     for name, health in healths.items():
@@ -117,18 +129,27 @@ def _about_mix(old: PerformanceProfile, new: PerformanceProfile) -> Iterator[str
         yield "emulated nodes answer with the figures of the profile: nothing here was measured on real ones"
 
 
-def _about_what_stays(old: PerformanceProfile, new: PerformanceProfile, records: Sequence[NodeRecord]) -> Iterator[str]:
-    names = [record.name for record in records]
-    for model in old.latency:
+def _about_what_stays(
+    old: PerformanceProfile, new: PerformanceProfile, records: Sequence[NodeRecord], cv: Collection[str]
+) -> Iterator[str]:
+    names, models = [record.name for record in records], new.measurements[-1].models
+    lost: set[str] = set()
+    for model, figures in old.latency.items():
         if model not in new.latency:
             yield f"no node serves {model}, so the new profile has no row of it: take it out of `models` in your settings too"
+        elif gone := [name for name in figures.mean_ms if name not in new.latency[model].mean_ms]:
+            yield f"{model} is taken out of the figures of nodes that do not serve it: {', '.join(gone)}"
+        lost |= figures.mean_ms.keys() - (new.latency[model].mean_ms.keys() if model in new.latency else ())
+    accelerators = list(dict.fromkeys(old.nodes[name].accelerator for name in names))
     kept = ["power of every node"]
     if others := [name for name in old.nodes if name not in names]:
-        kept.append(f"all figures of {', '.join(others)}")
-    if others := [model for model in old.latency if model not in new.measurements[-1].models]:
+        kept.append(f"all{' other' if lost.intersection(others) else ''} figures of {', '.join(others)}")
+    if others := [model for model in old.latency if model not in models]:
         kept.append(f"{', '.join(others)} on every node")
+    if others := [accelerator for accelerator in accelerators if accelerator not in cv]:
+        kept.append(f"cv of {', '.join(others)} (one number for all models of an accelerator, and not all were measured)")
     yield f"kept as before: {'; '.join(kept)}"
-    for accelerator in dict.fromkeys(old.nodes[name].accelerator for name in names):
+    for accelerator in accelerators:
         of_kind = [name for name, node in old.nodes.items() if node.accelerator == accelerator]
-        if others := [name for name in of_kind if name not in names]:
+        if accelerator in cv and (others := [name for name in of_kind if name not in names]):
             yield f"the new cv of {accelerator} holds for {', '.join(others)} too, which had no part in it"

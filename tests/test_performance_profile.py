@@ -181,12 +181,12 @@ def measurement(**changes):
 
 
 def every_node(profile, model_ms):
-    return {name: NodeMeans(12.0, model_ms, []) for name in profile.nodes}
+    return {name: NodeMeans(12.0, model_ms) for name in profile.nodes}
 
 
 def test_measured_figures_replace_the_old_ones_of_that_node_only(profile):
-    means = NodeMeans(9.87654321, {"mobilenet": 12.3456789, "resnet50": 70.0, "efficientnet": 20.0, "vgg16": 300.0}, [])
-    new = remeasured(profile, measurement(), {"coral1": means}, {"coral": 0.0512345})
+    means = NodeMeans(9.87654321, {"mobilenet": 12.3456789, "resnet50": 70.0, "efficientnet": 20.0, "vgg16": 300.0})
+    new = remeasured(profile, measurement(), {"coral1": means}, {}, {"coral": 0.0512345})
     assert (new.nodes["coral1"].request_overhead_ms, new.nodes["coral1"].overhead_provenance) == (9.8765, "measured")
     assert new.latency["mobilenet"].mean_ms == {**profile.latency["mobilenet"].mean_ms, "coral1": 12.346}
     assert list(new.latency["mobilenet"].mean_ms) == NODES
@@ -202,34 +202,57 @@ def test_measured_figures_replace_the_old_ones_of_that_node_only(profile):
 
 
 def test_row_is_mixed_while_figures_of_another_origin_stay_in_it(profile):
-    one = {"coral1": NodeMeans(12.0, {"mobilenet": 12.0, "vgg16": 300.0}, [])}
-    new = remeasured(profile, measurement(), one, {})
+    one = {"coral1": NodeMeans(12.0, {"mobilenet": 12.0, "vgg16": 300.0})}
+    new = remeasured(profile, measurement(), one, {}, {})
     assert (new.latency["mobilenet"].provenance, new.latency["mobilenet"].note) == ("measured", "")
     assert (new.latency["vgg16"].provenance, new.latency["vgg16"].note) == ("mixed", profile.latency["vgg16"].note)
     published = profile.model_copy(
         update={"latency": {"vgg16": profile.latency["vgg16"].model_copy(update={"provenance": "published"})}}
     )
-    assert remeasured(published, measurement(), one, {}).latency["vgg16"].provenance == "mixed"
+    assert remeasured(published, measurement(), one, {}, {}).latency["vgg16"].provenance == "mixed"
 
 
 def test_row_that_is_all_measured_loses_what_was_said_of_the_old_figures(profile):
-    new = remeasured(profile, measurement(nodes=NODES), every_node(profile, {"vgg16": 99.0}), {})
+    new = remeasured(profile, measurement(nodes=NODES), every_node(profile, {"vgg16": 99.0}), {}, {})
     assert new.latency["vgg16"].model_dump() == {"provenance": "measured", "mean_ms": dict.fromkeys(NODES, 99.0), "note": ""}
 
 
 def test_figures_of_a_grouped_order_or_of_a_part_of_the_models_say_so(profile):
     def note(**changes):
-        return remeasured(profile, measurement(**changes), every_node(profile, {"mobilenet": 5.0}), {}).latency["mobilenet"].note
+        how = measurement(nodes=NODES, **changes)
+        return remeasured(profile, how, every_node(profile, {"mobilenet": 5.0}), {}, {}).latency["mobilenet"].note
 
     assert "warm figures" in note(order="grouped")
     assert note(models=["mobilenet", "vgg16"]) == "Measured in a mix of mobilenet, vgg16 only."
     assert note() == ""
 
 
+def test_what_holds_for_a_part_of_a_row_names_its_nodes(profile):
+    jetsons = {name: NodeMeans(12.0, {"vgg16": 90.0}) for name in ("jetson1", "jetson2")}
+    new = remeasured(profile, measurement(nodes=list(jetsons), models=["vgg16"]), jetsons, {}, {})
+    assert new.latency["vgg16"].note == f"jetson1, jetson2 measured in a mix of vgg16 only. {profile.latency['vgg16'].note}"
+    grouped = remeasured(new, measurement(nodes=["jetson2"], order="grouped"), {"jetson2": jetsons["jetson2"]}, {}, {})
+    assert grouped.latency["vgg16"].note == (
+        "jetson1 measured in a mix of vgg16 only. jetson2 measured one model after the other: warm figures, which a load of "
+        f"mixed models does not reach. {profile.latency['vgg16'].note}"
+    )
+
+
+def test_what_was_said_of_figures_goes_with_them(profile):
+    jetson = {"jetson1": NodeMeans(12.0, {"vgg16": 90.0})}
+    once = remeasured(profile, measurement(nodes=["jetson1"], models=["vgg16"]), jetson, {}, {})
+    twice = remeasured(once, measurement(nodes=["jetson1"]), jetson, {}, {})
+    assert twice.latency["vgg16"].note == profile.latency["vgg16"].note
+    absent = {name: ["vgg16"] for name in NODES if name != "jetson1"}
+    assert remeasured(once, measurement(nodes=["coral1"]), {}, absent, {}).latency["vgg16"].note == (
+        f"Measured in a mix of vgg16 only. {profile.latency['vgg16'].note}"
+    )
+
+
 def test_note_is_not_repeated_by_the_next_measurement(profile):
-    one = {"coral1": NodeMeans(12.0, {"vgg16": 300.0}, [])}
-    once = remeasured(profile, measurement(order="grouped"), one, {})
-    twice = remeasured(once, measurement(order="grouped"), one, {})
+    one = {"coral1": NodeMeans(12.0, {"vgg16": 300.0})}
+    once = remeasured(profile, measurement(order="grouped"), one, {}, {})
+    twice = remeasured(once, measurement(order="grouped"), one, {}, {})
     assert once.latency["vgg16"].note.endswith(profile.latency["vgg16"].note)
     assert twice.latency["vgg16"].note == once.latency["vgg16"].note
     assert len(twice.measurements) == 2
@@ -237,26 +260,38 @@ def test_note_is_not_repeated_by_the_next_measurement(profile):
 
 def test_what_emulated_nodes_answer_is_never_called_measured(profile):
     how = measurement(cluster="emulated", nodes=NODES)
-    new = remeasured(profile, how, every_node(profile, {"mobilenet": 5.0}), {})
+    new = remeasured(profile, how, every_node(profile, {"mobilenet": 5.0}), {}, {})
     assert new.latency["mobilenet"].provenance == "estimated" and "emulated nodes" in new.latency["mobilenet"].note
     assert {node.overhead_provenance for node in new.nodes.values()} == {"estimated"}
 
 
 def test_model_that_a_node_does_not_serve_is_left_out_of_its_figures(profile):
-    one = {"hailo1": NodeMeans(12.0, {"mobilenet": 12.0}, ["vgg16"])}
-    vgg16 = remeasured(profile, measurement(), one, {}).latency["vgg16"]
+    one = {"hailo1": NodeMeans(12.0, {"mobilenet": 12.0})}
+    vgg16 = remeasured(profile, measurement(), one, {"hailo1": ["vgg16"]}, {}).latency["vgg16"]
     assert list(vgg16.mean_ms) == [name for name in NODES if name != "hailo1"]
     assert (vgg16.provenance, vgg16.note) == (profile.latency["vgg16"].provenance, profile.latency["vgg16"].note)
 
 
+def test_model_that_is_absent_on_a_node_without_any_measurement_is_taken_out_of_its_figures_too(profile):
+    one = {"jetson1": NodeMeans(12.0, {"vgg16": 90.0})}
+    new = remeasured(profile, measurement(nodes=["jetson1"], models=["vgg16"]), one, {"coral1": ["vgg16"]}, {})
+    assert list(new.latency["vgg16"].mean_ms) == NODES[1:]
+    assert new.nodes["coral1"] == profile.nodes["coral1"]
+    assert new.latency["mobilenet"] == profile.latency["mobilenet"]
+
+
 def test_model_that_no_node_serves_any_more_has_no_row(profile):
-    nodes = {name: NodeMeans(12.0, {"mobilenet": 5.0}, ["vgg16"]) for name in NODES}
-    assert list(remeasured(profile, measurement(), nodes, {}).latency) == ["mobilenet", "resnet50", "efficientnet"]
+    nodes = {name: NodeMeans(12.0, {"mobilenet": 5.0}) for name in NODES}
+    assert list(remeasured(profile, measurement(), nodes, dict.fromkeys(NODES, ["vgg16"]), {}).latency) == [
+        "mobilenet",
+        "resnet50",
+        "efficientnet",
+    ]
 
 
 def test_model_that_is_new_to_the_profile_gets_a_row(profile):
-    one = {"hailo1": NodeMeans(12.0, {"squeezenet": 3.0}, [])}
-    new = remeasured(profile, measurement(models=["squeezenet", "shufflenet"]), one, {})
+    one = {"hailo1": NodeMeans(12.0, {"squeezenet": 3.0})}
+    new = remeasured(profile, measurement(models=["squeezenet", "shufflenet"]), one, {}, {})
     assert list(new.latency) == [*profile.latency, "squeezenet"]
     assert (new.latency["squeezenet"].provenance, new.latency["squeezenet"].mean_ms) == ("measured", {"hailo1": 3.0})
 
@@ -265,7 +300,7 @@ def test_model_that_is_new_to_the_profile_gets_a_row(profile):
 
 
 def test_written_profile_is_read_as_it_was(profile, tmp_path):
-    new = remeasured(profile, measurement(), {"coral1": NodeMeans(12.0, {"vgg16": 300.0}, [])}, {"coral": 0.05})
+    new = remeasured(profile, measurement(), {"coral1": NodeMeans(12.0, {"vgg16": 300.0})}, {}, {"coral": 0.05})
     for written in (profile, new):
         (tmp_path / "new.yaml").write_text(profile_text(written, ["first", ""]), encoding="utf-8")
         assert load_profile(tmp_path / "new.yaml") == written

@@ -8,16 +8,14 @@ import sys
 import threading
 from collections import Counter as Tally
 from contextlib import ExitStack
-from io import StringIO
 from itertools import count
 
 import pytest
-from rich.console import Console
 
 import profile_nodes
 from inference_request import WORKERS
 from performance_profile import load_profile, profile_text
-from profile_nodes import Counter, main
+from profile_nodes import main
 from settings import DEFAULT_CONFIG, require_known_models
 from tests.helpers import PATIENCE_S, Reply, default_settings, scripted_server, small_profile
 from utils import PROJECT_ROOT, UsageError
@@ -252,14 +250,17 @@ def test_model_that_no_node_serves_any_more_is_dropped_and_the_settings_then_ref
         require_known_models(default_settings(), new.latency)
 
 
-def test_node_that_serves_none_of_the_models_keeps_its_figures(run, workers, profile_file):
+def test_node_that_serves_none_of_the_models_loses_their_means_and_keeps_its_other_figures(run, workers, profile_file):
     old = load_profile(profile_file)
     workers(Node("coral1", ["mobilenet"]), Node("jetson1"))
     status, out, _ = run("--models", "vgg16")
     assert status == 0 and "coral1 does not serve vgg16" in out
     new = load_profile(profile_file)
     assert new.measurements[-1].nodes == ["jetson1"] and new.nodes["coral1"] == old.nodes["coral1"]
-    assert "efficientnet on every node" in out
+    assert list(new.latency["vgg16"].mean_ms) == [name for name in WORKERS if name != "coral1"]
+    assert new.latency["mobilenet"] == old.latency["mobilenet"]
+    assert "vgg16 is taken out of the figures of nodes that do not serve it: coral1" in out
+    assert "all other figures of coral1, coral2" in out and "efficientnet on every node" in out
 
 
 def test_model_that_only_a_node_knows_is_told_and_measured_when_it_is_asked_for(run, workers, profile_file):
@@ -278,6 +279,30 @@ def test_part_of_the_models_is_said_to_be_another_mix(run, workers, profile_file
     status, out, _ = run("--models", "resnet50,mobilenet")
     assert status == 0 and "measured in a mix without efficientnet, vgg16" in out
     assert load_profile(profile_file).latency["vgg16"] == old.latency["vgg16"]
+
+
+def test_cv_stays_as_it_was_where_a_part_of_the_models_was_measured(run, workers, profile_file):
+    old = load_profile(profile_file)
+    workers(Node("coral1"), Node("hailo1", ["mobilenet"]))
+    status, out, _ = run("--models", "mobilenet")
+    assert status == 0 and load_profile(profile_file).cv == old.cv
+    assert "cv of coral, hailo (one number for all models of an accelerator, and not all were measured)" in out
+    assert "cv, pooled" not in out and "the new cv" not in out
+
+
+def test_cv_is_new_where_all_models_that_the_accelerator_serves_were_measured(run, workers, profile_file):
+    workers(Node("hailo1", ["mobilenet"]), Node("hailo2", ["mobilenet"]), Node("coral1"))
+    status, out, _ = run()
+    assert status == 0
+    assert load_profile(profile_file).cv["hailo"] == pytest.approx(math.sqrt(4 / 3) / 2, rel=1e-3)
+    assert "cv of" not in out.partition("kept as before")[2].partition("\n")[0]
+
+
+def test_new_profile_says_in_what_a_load_differs_from_its_measurement(run, workers, profile_file):
+    workers(Node("coral1"))
+    assert run()[0] == 0
+    header = [line for line in profile_file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    assert any("A device rests between requests then" in line and "back to back" in line and "mix" in line for line in header)
 
 
 def test_only_the_named_nodes_need_an_address_and_are_asked(run, workers, monkeypatch):
@@ -528,15 +553,3 @@ def test_tables_fit_a_terminal_of_80_columns(run, workers, monkeypatch):
     rows = [line for line in out.splitlines() if any(name in line for name in (*MODELS, "max")) and ":" not in line]
     assert len(rows) == 2 * 6 * 4 + 2  # every model of every node in one line, with and without switches; two heads
     assert all(len(row) <= 80 and "…" not in row for row in rows)
-
-
-def test_counter_is_drawn_on_a_terminal_and_nowhere_else():
-    drawn = {}
-    for terminal, quiet in ((True, False), (True, True), (False, False)):
-        screen = StringIO()
-        with Counter(Console(file=screen, force_terminal=terminal), quiet) as counter:
-            counter.begin("coral1", 3)
-            counter.advance()
-        drawn[terminal, quiet] = screen.getvalue()
-    assert "coral1" in drawn[True, False] and "1/3" in drawn[True, False]
-    assert drawn[True, True] == drawn[False, False] == ""

@@ -10,7 +10,8 @@ import pytest
 from command_line import StopSignal
 from node_client import Answer, NodeClient, NodeFault, NodeFull, NodeUnreachable, RequestRefused
 from node_profiling import meter
-from node_profiling.meter import NodeMeter, NodeRecord, Sample, Spread, planned_requests, pooled_cv, spread_of
+from node_profiling.meter import NodeMeter, NodeRecord, Sample, Spread, cv_by_accelerator, planned_requests, pooled_cv, spread_of
+from tests.helpers import small_profile
 from utils import HarnessError, Interrupted
 
 MODELS = ["mobilenet", "resnet50", "vgg16"]
@@ -54,7 +55,7 @@ def test_record_tells_inference_overhead_and_switches_apart():
         "mobilenet": [Sample(0.015, 0.010, True), Sample(0.019, 0.012, False), Sample(0.020, 0.014, True)],
         "resnet50": [Sample(0.050, 0.040, None), Sample(0.050, 0.042, None)],
     }
-    record = NodeRecord("coral1", True, ["vgg16"], samples, 0, 0)
+    record = NodeRecord("coral1", True, samples)
     assert {model: spread.mean for model, spread in record.inference().items()} == pytest.approx(
         {"mobilenet": 12, "resnet50": 41}
     )
@@ -62,10 +63,37 @@ def test_record_tells_inference_overhead_and_switches_apart():
     assert record.inference_ms("mobilenet", switched=True) == [10.0, 14.0]
     assert record.inference_ms("mobilenet", switched=False) == [12.0]
     assert record.inference_ms("resnet50", switched=True) == record.inference_ms("resnet50", switched=False) == []
-    overhead_ms, mean_ms, absent = record.means()
-    assert absent == ["vgg16"]
+    overhead_ms, mean_ms = record.means()
     assert overhead_ms == pytest.approx(7.2)
     assert mean_ms == pytest.approx({"mobilenet": 12, "resnet50": 41})
+
+
+def spent(name, *models, cv=0.1):
+    """A record whose models all have this coefficient of variation: two durations, as far from their mean on either side."""
+    off = cv / math.sqrt(2)
+    return NodeRecord(name, True, {model: [Sample(1, 0.01 * (1 + sign * off), None) for sign in (-1, 1)] for model in models})
+
+
+@pytest.fixture
+def profile():
+    """Two nodes of kind a that serve two models, one of which the third, of kind b, lacks."""
+    made = small_profile({"a1": {"x": 1.0, "y": 2.0}, "a2": {"x": 1.0, "y": 2.0}, "b1": {"x": 1.0}}, cv=0.5)
+    kinds = {name: figures.model_copy(update={"accelerator": name[0]}) for name, figures in made.nodes.items()}
+    return made.model_copy(update={"nodes": kinds, "cv": {"a": 0.5, "b": 0.5}})
+
+
+def test_cv_is_pooled_over_the_nodes_and_models_of_an_accelerator(profile):
+    records = [spent("a1", "x", "y", cv=0.3), spent("a2", "x", "y", cv=0.4), spent("b1", "x", cv=0.1)]
+    expected = {"a": math.sqrt((0.09 + 0.16) / 2), "b": 0.1}
+    assert cv_by_accelerator(records, profile, {}) == pytest.approx(expected)
+    assert cv_by_accelerator(records[1:2], profile, {}) == pytest.approx({"a": 0.4})
+
+
+def test_no_cv_comes_of_a_part_of_the_models_that_an_accelerator_serves(profile):
+    assert cv_by_accelerator([spent("a1", "x"), spent("a2", "x"), spent("b1", "x")], profile, {}) == pytest.approx({"b": 0.1})
+    assert cv_by_accelerator([spent("a1", "x")], profile, {"a1": ["y"]}) == {}  # a2 serves it, for all that is known
+    absent = {"a1": ["y"], "a2": ["y"]}
+    assert cv_by_accelerator([spent("a1", "x")], profile, absent) == pytest.approx({"a": 0.1})
 
 
 # Order.
@@ -138,7 +166,7 @@ def measured(monkeypatch):
         plan = planned_requests(["mobilenet"], len(script) - warm_up, warm_up, "mixed", np.random.default_rng(0))
         sent: list[None] = []
         one = NodeMeter("coral1", node, True, stop or StopSignal())
-        record = one.measure(["mobilenet"], ["vgg16"], plan, np.random.default_rng(3), lambda: sent.append(None))
+        record = one.measure(["mobilenet"], plan, np.random.default_rng(3), lambda: sent.append(None))
         assert len(sent) == len(script)
         return record, node
 
@@ -152,7 +180,7 @@ def test_counted_requests_are_kept_and_the_warm_up_is_not(measured):
     assert (second.inference_time_s, second.model_switched) == (0.030, False)
     assert [first.round_trip_s, second.round_trip_s] == pytest.approx([0.015, 0.037])
     assert record.means().overhead_ms == pytest.approx(6.0)
-    assert (record.name, record.binary, record.absent, record.refused, record.waited) == ("coral1", True, ["vgg16"], 0, 0)
+    assert (record.name, record.binary, record.refused, record.waited, record.gauge_waits_s) == ("coral1", True, 0, 0, [])
     assert [(model, binary) for model, _, binary in node.asked] == [("mobilenet", True)] * 3
 
 
@@ -162,9 +190,10 @@ def test_noise_of_the_requests_is_drawn_from_the_given_stream(measured):
 
 
 def test_few_refused_or_delayed_requests_are_counted_and_told(measured):
-    record, _ = measured([NodeFull("HTTP 503"), reply(queue_s=0.0021, round_trip_s=0.02), *[reply(queue_s=0.0019)] * 3])
-    assert (record.refused, record.waited) == (1, 1)
-    assert len(record.samples["mobilenet"]) == 4
+    waits = [reply(queue_s=0.0021, round_trip_s=0.02)] * 2
+    record, _ = measured([NodeFull("HTTP 503"), *waits, *[reply(queue_s=0.0019)] * 3])
+    assert (record.refused, record.waited, record.gauge_waits_s) == (1, 1, [0.0021])
+    assert len(record.samples["mobilenet"]) == 5
 
 
 def test_node_that_serves_others_too_is_given_up(measured):
@@ -173,6 +202,69 @@ def test_node_that_serves_others_too_is_given_up(measured):
         measured([reply(), full, full, full, reply()])
     with pytest.raises(HarnessError, match="refused 0 requests and let 3 wait behind others; the last one waited 5 ms"):
         measured([reply(queue_s=0.005, round_trip_s=0.02)] * 5)
+    with pytest.raises(HarnessError, match="one wait a second of up to 100 ms is not counted, .* gauges"):
+        measured([reply(queue_s=0.005, round_trip_s=0.02)] * 5)
+
+
+class Queue:
+    """A device in front of which requests of somebody else, and readings of its gauges, come between those that are measured.
+
+    Args:
+        inference_s: of the measured requests.
+        gauges_s: a reading of the gauges, a second after the one before, between two inferences.
+        others: (arrival, inference) of the requests of somebody else, in seconds, by arrival.
+    """
+
+    TRAVEL_S = 0.001
+
+    def __init__(self, inference_s=0.020, gauges_s=0.0, others=()):
+        self._inference_s = inference_s
+        self._gauges_s = gauges_s
+        self._others = list(others)
+        self._due_s = 0.0
+        self._free_s = 0.0
+        self._sent_s = 0.0
+
+    def __call__(self):
+        received_s = self._sent_s + self.TRAVEL_S
+        while (gauges_s := max(self._free_s, self._due_s)) < received_s or self._others and self._others[0][0] < received_s:
+            if self._others and self._others[0][0] < gauges_s:
+                arrived_s, inference_s = self._others.pop(0)
+                self._free_s = max(self._free_s, arrived_s) + inference_s
+            else:
+                self._free_s = gauges_s + self._gauges_s
+                self._due_s = self._free_s + 1.0
+        begun_s = max(self._free_s, received_s)
+        self._free_s = begun_s + self._inference_s
+        round_trip_s = self._free_s + self.TRAVEL_S - self._sent_s
+        self._sent_s += round_trip_s
+        return reply(self._inference_s, round_trip_s, begun_s - received_s)
+
+
+@pytest.mark.parametrize(("inference_s", "gauges_s"), [(0.020, 0.006), (0.002, 0.006), (0.020, 0.060), (0.344, 0.006)])
+def test_reading_of_gauges_is_no_use_by_others_whatever_it_takes_beside_an_inference(measured, inference_s, gauges_s):
+    device = Queue(inference_s, gauges_s)
+    record, _ = measured(device() for _ in range(1000))
+    assert (record.refused, record.waited) == (0, 0)
+    assert record.gauge_waits_s and max(record.gauge_waits_s) <= gauges_s
+    waits_ms = sum(record.gauge_waits_s) * 1e3
+    assert record.means().overhead_ms == pytest.approx(2 + waits_ms / 1000, abs=0.1)  # what travels, and the waits
+
+
+@pytest.mark.parametrize(
+    ("rate_hz", "inference_s"),
+    [(3.0, 0.020), (0.5, 0.344)],  # short ones that come often, long ones that come seldom
+)
+def test_requests_of_others_are_noticed_beside_the_gauges(measured, rate_hz, inference_s):
+    arrivals_s = np.cumsum(np.random.default_rng(5).exponential(1 / rate_hz, 400))
+    device = Queue(0.020, 0.006, [(at_s, inference_s) for at_s in arrivals_s])
+    with pytest.raises(HarnessError, match="coral1 refused 0 requests and let 11 wait behind others"):
+        measured(device() for _ in range(1000))
+
+
+def test_wait_that_is_longer_than_any_reading_of_gauges_is_counted(measured):
+    record, _ = measured([reply(queue_s=0.101, round_trip_s=0.2), reply(), reply()])
+    assert (record.waited, record.gauge_waits_s) == (1, [])
 
 
 def test_a_hundredth_of_many_requests_may_be_disturbed(measured):
