@@ -26,34 +26,52 @@ LABEL_SELECTOR = ",".join(f"{key}={value}" for key, value in LABELS.items())
 NAMESPACE = "default"
 DEFAULT_PORT = 8080
 API_TIMEOUT_S = 5.0
-PIPE_PATIENCE_S = 10.0
+COPY_OF_K3S = 'mkdir -p ~/.kube && sudo install -m 600 -o "$USER" /etc/rancher/k3s/k3s.yaml ~/.kube/config'
+"""Command that gives a user of a k3s master a kubeconfig, which others cannot read."""
 
 _STANDARD_INPUT = "standard input"
 _CHECK_S = 0.1
 _NO_CONFIGURATION = (
-    "on a k3s master, `export KUBECONFIG=/etc/rancher/k3s/k3s.yaml`, which only root may read unless k3s was installed with "
-    "--write-kubeconfig-mode 644; or pipe `kubectl get pods -o json` into this program"
+    f"on a k3s master, `{COPY_OF_K3S}` and `export KUBECONFIG=$HOME/.kube/config`; "
+    "or pipe `kubectl get pods -o json` into this program"
 )
 
 
+class Patience(NamedTuple):
+    """How long a pipe may say nothing: until that is told, and until it is given up; a password may have to be typed for it."""
+
+    told_after_s: float = 2.0
+    given_up_after_s: float = 60.0
+
+
+PATIENCE = Patience()
+
+
 def discover_workers(
-    known_nodes: Sequence[str], tell: Callable[[str], None], stopping: Callable[[], bool] = lambda: False
+    known_nodes: Sequence[str],
+    tell: Callable[[str], None],
+    stopping: Callable[[], bool] = lambda: False,
+    patience: Patience = PATIENCE,
 ) -> dict[str, str]:
     """Address of `/infer` by node, as in WORKERS, of every inference server that is ready.
 
     Args:
         known_nodes: the nodes in the order in which they shall come; others come after them.
-        tell: told in one line of each pod that is left out and why, and of what was found.
+        tell: told in one line of what is waited for, which API is asked, each pod that is left out and why, and what was found.
         stopping: asked again and again while standard input is waited for; True gives up.
+        patience: with a pipe that says nothing; afterwards the API is asked.
 
     Raises:
         UsageError: what was given is no list of pods, two servers are ready on one node, or the cluster's API is not configured.
         HarnessError: no server is ready, or the API does not answer.
         Interrupted: `stopping` said so.
     """
-    text = read_given(sys.stdin, stopping)
-    source = _STANDARD_INPUT if text.strip() else "the Kubernetes API"
-    found = workers_of(pods_in(text if text.strip() else _pods_of_cluster(), source), known_nodes)
+    source, text = _STANDARD_INPUT, read_given(sys.stdin, tell, stopping, patience)
+    if not text.strip():
+        source, configuration = "the Kubernetes API", _api_configuration()
+        tell(f"asking {source} at {configuration.host}")
+        text = _pods_of_cluster(configuration)
+    found = workers_of(pods_in(text, source), known_nodes)
     for line in found.left_out:
         tell(line)
     if not found.workers:
@@ -122,16 +140,11 @@ class _Status(_Part):
 
 
 class Pod(_Part):
-    """One pod, as far as it is of interest here."""
+    """One inference server's pod, as far as it is of interest here."""
 
     metadata: _Metadata
     spec: _Spec = _Spec()
     status: _Status = _Status()
-
-    @property
-    def is_server(self) -> bool:
-        """Whether it is an inference server, by its labels."""
-        return LABELS.items() <= self.metadata.labels.items()
 
     @property
     def problem(self) -> str | None:
@@ -163,10 +176,10 @@ class Found(NamedTuple):
 
 
 def pods_in(text: bytes, source: str) -> list[Pod]:
-    """The pods in what `kubectl get … -o json` or the API says: a list, a list of several kinds of things, or a single pod.
+    """The inference servers' pods in what `kubectl get … -o json` or the API says; what has other labels is passed over unread.
 
     Args:
-        text: JSON.
+        text: JSON: a list, a list of several kinds of things, or a single pod.
         source: where it came from, for the error text.
 
     Raises:
@@ -182,22 +195,31 @@ def pods_in(text: bytes, source: str) -> list[Pod]:
     if not isinstance(items, list):
         raise UsageError(f"{expected}, found {f'the kind {kind}' if kind else 'JSON of another kind'}")
     try:
-        return [Pod.model_validate(item) for item in items if not isinstance(item, dict) or item.get("kind", "Pod") == "Pod"]
+        return [Pod.model_validate(item) for item in items if not _is_another_thing(item)]
     except ValidationError as failure:
         error = failure.errors(include_url=False)[0]
         where = ".".join(map(str, error["loc"])) or "an item"
         raise UsageError(f"{expected}, found a pod that is none: {where}: {error['msg']}") from None
 
 
+def _is_another_thing(item: Any) -> bool:
+    """Whether an item of a list is surely none of our pods, by its kind or its labels."""
+    if not isinstance(item, dict):
+        return False
+    metadata = item.get("metadata")
+    labels = (metadata.get("labels") or {}) if isinstance(metadata, dict) else None
+    return item.get("kind", "Pod") != "Pod" or (isinstance(labels, dict) and not LABELS.items() <= labels.items())
+
+
 def workers_of(pods: Iterable[Pod], known_nodes: Sequence[str]) -> Found:
-    """The workers among the pods, in the order of `known_nodes`, those on other nodes last.
+    """The workers among the servers' pods, in the order of `known_nodes`, those on other nodes last.
 
     Raises:
         UsageError: two inference servers are ready on one node.
     """
     ready: dict[str, Pod] = {}
     left_out: list[str] = []
-    for pod in filter(lambda pod: pod.is_server, pods):
+    for pod in pods:
         node = pod.spec.node or "no node"
         if pod.problem:
             left_out.append(f"pod {pod.metadata.name} on {node} is left out: {pod.problem}")
@@ -210,12 +232,19 @@ def workers_of(pods: Iterable[Pod], known_nodes: Sequence[str]) -> Found:
     return Found({node: ready[node].infer_url for node in order if node in ready}, left_out)
 
 
-def read_given(stream: TextIO | None, stopping: Callable[[], bool] = lambda: False) -> bytes:
+def read_given(
+    stream: TextIO | None,
+    tell: Callable[[str], None],
+    stopping: Callable[[], bool] = lambda: False,
+    patience: Patience = PATIENCE,
+) -> bytes:
     """What a pipe or a file holds; nothing for a terminal, for /dev/null, and for a pipe on which nothing comes.
 
     Args:
         stream: standard input.
+        tell: told in one line that a pipe is waited for, and that a pipe or a file held nothing.
         stopping: asked again and again while a pipe is waited for; True gives up.
+        patience: with a pipe that says nothing.
 
     Raises:
         UsageError: it cannot be read, or stops in the middle.
@@ -229,40 +258,51 @@ def read_given(stream: TextIO | None, stopping: Callable[[], bool] = lambda: Fal
     if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
         return b""
     parts: list[bytes] = []
-    while _something_comes(descriptor, stopping):
+    while _something_comes(descriptor, tell if not parts else None, stopping, patience):
         try:
             part = os.read(descriptor, 1 << 16)
         except OSError as error:
             raise UsageError(f"{_STANDARD_INPUT}: cannot be read: {error.strerror}") from None
         if not part:
+            if not b"".join(parts).strip():
+                tell(f"{_STANDARD_INPUT}: expected a list of pods, found nothing")
             return b"".join(parts)
         parts.append(part)
+    silence = f"{patience.given_up_after_s:g} s"
     if parts:
-        raise UsageError(f"{_STANDARD_INPUT}: expected a whole list of pods, found one that stops for {PIPE_PATIENCE_S:g} s")
+        raise UsageError(f"{_STANDARD_INPUT}: expected a whole list of pods, found one that stops for {silence}")
+    tell(f"{_STANDARD_INPUT}: expected a list of pods, found nothing within {silence}")
     return b""
 
 
-def _something_comes(descriptor: int, stopping: Callable[[], bool]) -> bool:
-    """Wait until there is something to read, or the end; False when it takes too long."""
-    give_up_s = time.monotonic() + PIPE_PATIENCE_S
+def _something_comes(
+    descriptor: int, tell: Callable[[str], None] | None, stopping: Callable[[], bool], patience: Patience
+) -> bool:
+    """Wait until there is something to read, or the end, and say so where `tell` is given; False when it takes too long."""
+    since_s = time.monotonic()
     while not select.select([descriptor], [], [], _CHECK_S)[0]:
         if stopping():
             raise Interrupted(f"stopped while {_STANDARD_INPUT} was waited for")
-        if time.monotonic() > give_up_s:
+        silent_s = time.monotonic() - since_s
+        if tell and silent_s > patience.told_after_s:
+            tell(f"waiting up to {patience.given_up_after_s:g} s for a list of pods on {_STANDARD_INPUT}, which is a pipe")
+            tell = None
+        if silent_s > patience.given_up_after_s:
             return False
     return True
 
 
-def _pods_of_cluster() -> bytes:
+def _pods_of_cluster(configuration: Any) -> bytes:
     """The API's list of the inference servers, JSON.
 
+    Args:
+        configuration: how to reach it.
+
     Raises:
-        UsageError: there is no configuration of the API.
-        HarnessError: the API does not answer, or refuses.
+        HarnessError: it does not answer, or refuses.
     """
     from kubernetes.client import ApiClient, ApiException, CoreV1Api  # half a second, which only this way should take
 
-    configuration = _api_configuration()
     configuration.retries = False
     api = f"the Kubernetes API at {configuration.host}"
     try:

@@ -1,7 +1,10 @@
-"""What docs/hardware_setup.md names exists: files, options, variables, labels, limits; its shell commands are shell."""
+"""What docs/hardware_setup.md names exists: files, options, variables, labels, limits; its commands find what they need."""
 
+import hashlib
 import re
+import shlex
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -9,13 +12,17 @@ import yaml
 import main_pregenerated
 import profile_nodes
 from inference_request import WORKERS
-from node_discovery import LABELS
+from node_client import CPU, Health, wrong_node
+from node_discovery import COPY_OF_K3S, LABELS, PATIENCE
 from run_figures import DOWN_LIMIT_S, LAG_MAX_LIMIT_S, LAG_P99_LIMIT_S
+from tests.helpers import default_profile
 from utils import PROJECT_ROOT
 
 PATH = PROJECT_ROOT / "docs" / "hardware_setup.md"
 TEXT = PATH.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
+SECTIONS = re.split(r"^## ", TEXT, flags=re.MULTILINE)
+MODELS_PAGE = (PROJECT_ROOT / "docker" / "models" / "README.md").read_text(encoding="utf-8")
 PROSE = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)
 SPANS = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", PROSE)]
 COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()] + SPANS
@@ -30,6 +37,12 @@ SCRIPTS = {
 PROGRAMS = {"main_pregenerated.py": main_pregenerated.parse_options, "profile_nodes.py": profile_nodes.parse_options}
 VARIABLES_OF_OTHERS = {"KUBECONFIG", "K3S_URL", "K3S_TOKEN", "INSTALL_K3S_CHANNEL", "USER", "HOME"}
 PLACES_OF_VARIABLES = ("*.yaml", "*.py", "*.sh", "Dockerfile")
+COPY = "edge-accelerator-harness"
+"""Folder in the home directories of master and PC into which the page puts the repository."""
+PAGES = [
+    *("README.md", "README_KO.md", "CONTRIBUTING.md", "docker/models/README.md"),
+    *(f"docs/{page.name}" for page in sorted((PROJECT_ROOT / "docs").glob("*.md"))),
+]
 
 
 def named_paths():
@@ -110,6 +123,89 @@ def test_commands_are_shell():
         subprocess.run(["bash", "-n"], input=block, text=True, check=True)
 
 
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.split("\n", 1)[0][:20])
+def test_commands_that_use_the_repository_go_there_first(section):
+    folders, programs = "|".join(FOLDERS), "|".join(PROGRAMS)
+    uses = re.compile(rf"(?<![\w./~-])(?:{folders})/|^(?:python3 (?:{programs})|make |\. \.venv)", re.MULTILINE)
+    there = None
+    for block in re.findall(r"```sh\n(.*?)```", section, re.DOTALL):
+        going = re.search(rf"^cd ~/{COPY}\b", block, re.MULTILINE)
+        if used := uses.search(block):
+            there = there or (going and going.start() < used.start())
+            assert there, f"uses the repository before `cd ~/{COPY}`:\n{block}"
+        there = there or bool(going)
+
+
+def test_repository_is_on_the_master_and_the_pc_before_it_is_used():
+    (cloned,) = [at for at, section in enumerate(SECTIONS) if f"git clone ADDRESS_OF_THIS_REPOSITORY ~/{COPY}" in section]
+    used = [at for at, section in enumerate(SECTIONS) if f"cd ~/{COPY}\n" in section]
+    assert used and min(used) > cloned
+
+
+class Commands:
+    """Runs documented commands in folders of a test; what they would do to other machines or the system happens there.
+
+    Args:
+        folder: holds the homes `pc` and `node`, and `edge-models` in place of /opt/edge-models.
+    """
+
+    def __init__(self, folder):
+        self.models = folder / "edge-models"
+        self._folder = folder
+        self._programs = folder / "bin"
+        for each in (self._programs, folder / "pc", folder / "node"):
+            each.mkdir()
+        (folder / "pc" / COPY).symlink_to(PROJECT_ROOT)
+        self._program("sudo", 'exec "$@"')
+        self._program("apt", ":")
+        self._program("python3", f'exec {shlex.quote(sys.executable)} "$@"')
+        self._program("scp", f'[ "${{2%:}}" != "$2" ] && cp "$1" {shlex.quote(str(folder / "node"))}/')
+        self._program("curl", 'while [ $# -gt 2 ]; do [ "$1" != --output-dir ] || cd "$2"; shift; done; echo "$2" > "${2##*/}"')
+
+    def _program(self, name, text):
+        path = self._programs / name
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+
+    def run(self, home, text):
+        """Run shell commands with one of the two home directories, from anywhere."""
+        environment = {"HOME": str(self._folder / home), "PATH": f"{self._programs}:/usr/bin:/bin"}
+        command = ["bash", "-e", "-u", "-c", text.replace("/opt/edge-models", str(self.models))]
+        done = subprocess.run(command, cwd=self._folder, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+
+
+def blocks_below(text, *headings):
+    """Shell commands below a heading of the page, and below one within that."""
+    for heading in headings:
+        text = text.split(f"{heading}\n", 1)[1]
+    return re.findall(r"```sh\n(.*?)```", re.split(r"^###? ", text, flags=re.MULTILINE)[0], re.DOTALL)
+
+
+@pytest.mark.parametrize("heading, ending", [("## Coral", ".tflite"), ("## Hailo-8L", ".hef")])
+def test_ready_made_models_get_their_manifest_by_the_commands_of_the_two_pages(heading, ending, tmp_path):
+    commands = Commands(tmp_path)
+    (preparation,) = [block for block in BLOCKS if "sudo mkdir -p /opt/edge-models && sudo apt" in block]
+    (copying,) = [block for block in BLOCKS if "scp docker/models/write_manifest.py" in block]
+    commands.run("node", preparation)
+    commands.run("pc", copying)
+    needed = [block for block in blocks_below(MODELS_PAGE, heading, "### Ready-made") if "get_input" not in block]
+    assert any("curl" in block for block in needed) and any("write_manifest.py" in block for block in needed)
+    commands.run("node", "\n".join(needed))
+    manifest = yaml.safe_load((commands.models / "models.yaml").read_text())["models"]
+    assert manifest.pop("vgg16").keys() == {"absent"}
+    assert set(manifest) == {"mobilenet", "resnet50", "efficientnet"}
+    for model in manifest.values():
+        content = (commands.models / model["file"]).read_bytes()
+        assert model["file"].endswith(ending) and content.startswith(b"https://")
+        assert model["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_have_no_gaps_left_to_fill(page):
+    assert re.findall(r"@@\w+@@", (PROJECT_ROOT / page).read_text(encoding="utf-8")) == []
+
+
 def test_nodes_labels_and_images_are_those_of_the_manifests():
     manifests = [
         yaml.safe_load((PROJECT_ROOT / "yaml" / f"{kind}_daemonset.yaml").read_text().split("\n---\n")[0]) for kind in KINDS
@@ -148,7 +244,7 @@ MESSAGES = (
     *("requests are waiting already", "model: expected one of", "models.yaml: cannot be read"),
     *("found no Edge TPU it could open", "is not compiled for the Edge TPU"),
     *("TensorRT or pycuda cannot be imported", "HailoRT's parts must have one and the same version"),
-    "the driver's version is not to be had",
+    *("the driver's version is not to be had", "HailoRT's Python binding does not work with numpy"),
     "no pod that is ready",
 )
 
@@ -159,6 +255,24 @@ def test_messages_to_look_for_are_those_of_the_programs(message):
     programs = [PROJECT_ROOT / name for name in ("run_figures.py", "node_discovery.py")]
     source = "".join(file.read_text(encoding="utf-8") for file in (*programs, *(PROJECT_ROOT / "docker").rglob("*.py")))
     assert message.removeprefix("models.yaml: ") in source
+
+
+def test_what_is_said_of_a_wrong_node_can_be_looked_up():
+    profile = default_profile()
+    for health in (
+        Health(frozenset(), True, server="coral2", accelerator="coral"),
+        Health(frozenset(), True, server="coral1", accelerator=CPU),
+    ):
+        problem = wrong_node("coral1", health, profile)
+        assert problem is not None and problem in TEXT
+
+
+def test_kubeconfig_is_copied_as_the_harness_recommends():
+    assert COPY_OF_K3S in TEXT.split("## 7 k3s")[1].split("## 8 ")[0]
+
+
+def test_wait_for_a_pipe_is_as_long_as_in_the_program():
+    assert f"waiting up to {PATIENCE.given_up_after_s:g} s for a list of pods on standard input" in TEXT
 
 
 def test_exit_statuses_are_those_of_the_servers():

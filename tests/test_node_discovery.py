@@ -16,11 +16,13 @@ import yaml
 
 import node_discovery
 from emulated_nodes import EmulatedNodes
-from node_discovery import LABEL_SELECTOR, LABELS, discover_workers, pods_in, read_given, workers_of
+from node_discovery import COPY_OF_K3S, LABEL_SELECTOR, LABELS, Patience, discover_workers, pods_in, read_given, workers_of
 from tests.helpers import Reply, default_profile, scripted_server, small_profile
 from utils import PROJECT_ROOT, HarnessError, Interrupted, UsageError
 
 PROFILE_NODES = list(default_profile().nodes)
+LITTLE_PATIENCE = Patience(told_after_s=0.0, given_up_after_s=0.05)
+WAITING = "waiting up to 0.05 s for a list of pods on standard input, which is a pipe"
 
 
 def a_pod(
@@ -108,6 +110,12 @@ def test_pods_without_the_labels_and_other_kinds_of_things_are_passed_over_in_si
     assert found(a_pod(), *strangers) == ({"coral1": "http://10.42.1.7:8080/infer"}, [])
 
 
+def test_malformed_pods_of_others_do_not_spoil_the_list():
+    strangers = [a_pod("coral2", ip="nonsense", labels=dict.fromkeys(LABELS, "another")), a_pod("hailo1", ports=7, labels={})]
+    strangers[1]["metadata"]["labels"] = None
+    assert found(a_pod(), *strangers) == ({"coral1": "http://10.42.1.7:8080/infer"}, [])
+
+
 @pytest.mark.parametrize(
     "pod, why",
     [
@@ -190,6 +198,10 @@ def an_open_pipe(holds=b""):
         os.close(writing)
 
 
+def nothing_is_told(line):
+    raise AssertionError(f"told: {line}")
+
+
 def test_pipe_is_read_to_its_end_however_it_comes():
     reading, writing = os.pipe()
     text = a_list(*(a_pod(name=f"pod{number}") for number in range(500)))
@@ -203,46 +215,60 @@ def test_pipe_is_read_to_its_end_however_it_comes():
     writer = threading.Thread(target=write)
     writer.start()
     with os.fdopen(reading) as stream:
-        assert read_given(stream) == text
+        assert read_given(stream, nothing_is_told) == text
     writer.join()
 
 
 def test_file_is_read(tmp_path):
     (tmp_path / "pods.json").write_bytes(a_list(a_pod()))
     with (tmp_path / "pods.json").open() as stream:
-        assert read_given(stream) == a_list(a_pod())
+        assert read_given(stream, nothing_is_told) == a_list(a_pod())
 
 
 def test_terminal_dev_null_and_what_is_no_file_hold_nothing(tmp_path):
     terminal, other_side = os.openpty()
     os.write(terminal, b'{"kind": "List"}\n')
     with os.fdopen(other_side) as stream:
-        assert read_given(stream) == b""
+        assert read_given(stream, nothing_is_told) == b""
     os.close(terminal)
     with open(os.devnull) as stream:
-        assert read_given(stream) == b""
-    assert read_given(stream) == b""  # closed
-    assert read_given(io.StringIO("text")) == read_given(None) == b""
+        assert read_given(stream, nothing_is_told) == b""
+    assert read_given(stream, nothing_is_told) == b""  # closed
+    assert read_given(io.StringIO("text"), nothing_is_told) == read_given(None, nothing_is_told) == b""
 
 
-def test_open_pipe_on_which_nothing_comes_is_given_up(monkeypatch):
-    monkeypatch.setattr(node_discovery, "PIPE_PATIENCE_S", 0.05)
+def test_open_pipe_on_which_nothing_comes_is_given_up_and_told():
+    lines: list[str] = []
     with an_open_pipe() as stream:
-        assert read_given(stream) == b""
+        assert read_given(stream, lines.append, patience=LITTLE_PATIENCE) == b""
+    assert lines == [WAITING, "standard input: expected a list of pods, found nothing within 0.05 s"]
 
 
-def test_pipe_that_stops_in_the_middle_is_refused(monkeypatch):
-    monkeypatch.setattr(node_discovery, "PIPE_PATIENCE_S", 0.05)
+def test_pipe_on_which_a_list_comes_late_is_read():
+    reading, writing = os.pipe()
+    lines: list[str] = []
+
+    def answer(line):
+        lines.append(line)
+        with os.fdopen(writing, "wb") as pipe:
+            pipe.write(a_list(a_pod()))
+
+    with os.fdopen(reading) as stream:
+        assert read_given(stream, answer, patience=Patience(told_after_s=0.0)) == a_list(a_pod())
+    assert lines == ["waiting up to 60 s for a list of pods on standard input, which is a pipe"]
+
+
+def test_pipe_that_stops_in_the_middle_is_refused():
     with (
         an_open_pipe(a_list(a_pod())[:100]) as stream,
         pytest.raises(UsageError, match=r"standard input: expected a whole list of pods, found one that stops for 0.05 s"),
     ):
-        read_given(stream)
+        read_given(stream, nothing_is_told, patience=LITTLE_PATIENCE)
 
 
 def test_wish_to_stop_ends_the_wait_for_a_pipe():
     with an_open_pipe() as stream, pytest.raises(Interrupted):
-        read_given(stream, lambda: True)
+        read_given(stream, nothing_is_told, lambda: True)
 
 
 # The API.
@@ -284,7 +310,7 @@ def api(no_input, monkeypatch, tmp_path):
 
 def discovered():
     lines: list[str] = []
-    return discover_workers(PROFILE_NODES, lines.append), lines
+    return discover_workers(PROFILE_NODES, lines.append, patience=LITTLE_PATIENCE), lines
 
 
 def json_reply(content, status=200):
@@ -296,6 +322,7 @@ def test_api_is_asked_once_for_the_labels_with_the_users_credentials(api):
     workers, lines = discovered()
     assert workers == {"hailo1": "http://10.42.1.7:8080/infer"}
     assert lines == [
+        f"asking the Kubernetes API at {api.url}",
         "pod server-on-coral1 on coral1 is left out: it is not ready",
         "the Kubernetes API: servers on hailo1; no server on coral1, coral2, jetson1, jetson2, hailo2",
     ]
@@ -335,7 +362,26 @@ def test_empty_input_leaves_it_to_the_api(api, monkeypatch, tmp_path, holds):
     (tmp_path / "empty").write_bytes(holds)
     with (tmp_path / "empty").open() as stream:
         monkeypatch.setattr(sys, "stdin", stream)
-        assert list(discovered()[0]) == ["coral1"]
+        workers, lines = discovered()
+    assert list(workers) == ["coral1"]
+    assert lines[:2] == [
+        "standard input: expected a list of pods, found nothing",
+        f"asking the Kubernetes API at {api.url}",
+    ]
+
+
+def test_pipe_that_says_nothing_leaves_it_to_the_api_which_is_named_before_it_is_asked(api, monkeypatch):
+    api.stop()
+    lines: list[str] = []
+    with an_open_pipe() as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        with pytest.raises(HarnessError, match="cannot be reached"):
+            discover_workers(PROFILE_NODES, lines.append, patience=LITTLE_PATIENCE)
+    assert lines == [
+        WAITING,
+        "standard input: expected a list of pods, found nothing within 0.05 s",
+        f"asking the Kubernetes API at {api.url}",
+    ]
 
 
 @pytest.mark.parametrize("pods", [[], [a_pod(ready="False")]])
@@ -409,7 +455,7 @@ def test_answer_that_is_none_is_told_in_one_line(api, reply):
 def test_missing_configuration_says_where_it_was_looked_for_and_where_k3s_keeps_it(no_input):
     with pytest.raises(UsageError, match=r"no configuration of the Kubernetes API in ~/\.kube/config") as refused:
         discovered()
-    assert "KUBECONFIG=/etc/rancher/k3s/k3s.yaml" in str(refused.value)
+    assert f"on a k3s master, `{COPY_OF_K3S}` and `export KUBECONFIG=$HOME/.kube/config`" in str(refused.value)
     assert "`kubectl get pods -o json`" in str(refused.value)
 
 

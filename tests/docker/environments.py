@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CACHE = ROOT / ".cache"
 INSTALL_TIMEOUT_S = 600
+TORCH_FOR_CPUS = "https://download.pytorch.org/whl/cpu"
 
 
 class Recipe(NamedTuple):
@@ -43,10 +45,25 @@ class Recipe(NamedTuple):
                 install: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
                 if self.pip:
                     run([*install, f"pip=={self.pip}"])
-                run([*install, "-r", self.pins])
+                run([*install, *self.index_options(python), "-r", self.pins])
                 run([*install, *self.tools])
                 made.write_text(wanted)
         return python
+
+    def index_options(self, python: str | Path) -> list[str]:
+        """What pip needs to take a torch for the CPU, where torch is pinned: PyPI's for Linux brings several GB of CUDA.
+
+        An index that is out of reach keeps pip trying for long, so PyTorch's is named only where pip knows no such torch without.
+
+        Args:
+            python: interpreter whose pip is asked.
+        """
+        pinned = re.search(r"^torch==[\d.]+", self.pins.read_text(), re.MULTILINE)
+        if not pinned:
+            return []
+        question = [python, "-m", "pip", "install", "--dry-run", "--no-deps", "--quiet", f"{pinned[0]}+cpu"]
+        known = subprocess.run(question, capture_output=True, env=clean_environment(), timeout=INSTALL_TIMEOUT_S).returncode == 0
+        return [] if known else ["--extra-index-url", TORCH_FOR_CPUS]
 
 
 JETSON = Recipe("jetson", ROOT / "docker/jetson_inference_server/requirements.txt", ("pytest==7.0.1",), pip="21.3.1")

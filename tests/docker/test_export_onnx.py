@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docker.environments import Recipe, clean_environment
+from tests.docker.environments import TORCH_FOR_CPUS, Recipe, clean_environment
 
 HERE = Path(__file__).resolve().parent
 MODELS = HERE.parents[1] / "docker" / "models"
@@ -28,10 +28,13 @@ PRINTED = re.compile(r"(?P<path>.+)  (?P<size>\d+) bytes  (?P<parameters>\d+) pa
 pytestmark = pytest.mark.timeout(900)  # the first time it installs
 
 
+ENVIRONMENT = Recipe("onnx-export", PINS, tools=["onnxruntime==1.32.0"])
+
+
 @pytest.fixture(scope="module")
 def python():
     """An interpreter with the pins and what runs the graphs, in an environment made once and again when they change."""
-    return Recipe("onnx-export", PINS, tools=["onnxruntime==1.32.0"]).made_with(sys.executable)
+    return ENVIRONMENT.made_with(sys.executable)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,21 @@ def run(command, **environment):
 
 def attempt(command, **environment):
     return subprocess.run(command, capture_output=True, text=True, env=clean_environment() | environment, timeout=TIMEOUT_S)
+
+
+@pytest.mark.parametrize(("status", "options"), [(0, []), (1, ["--extra-index-url", TORCH_FOR_CPUS])])
+def test_index_of_torch_for_cpus_is_named_only_where_pip_knows_none_without(status, options, tmp_path):
+    pip = tmp_path / "python"
+    pip.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\nexit {status}\n')
+    pip.chmod(0o755)
+    assert ENVIRONMENT.index_options(pip) == options
+    (pin,) = re.findall(r"^torch==.*", PINS.read_text(), re.MULTILINE)
+    assert (tmp_path / "asked").read_text() == f"-m pip install --dry-run --no-deps --quiet {pin}+cpu\n"
+
+
+def test_pins_without_torch_need_no_other_index(tmp_path):
+    (tmp_path / "pins.txt").write_text("torchvision==0.28.0\nnumpy==2.4.6\n")
+    assert Recipe("none", tmp_path / "pins.txt", tools=[]).index_options(tmp_path / "no-python") == []
 
 
 def test_it_exports_the_four_models_of_the_experiment(exported):
