@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds the images of the inference servers and, with --push, pushes them. Digests and checksums of what comes from elsewhere
-# are resolved once, recorded in images.lock beside this script and used from then on: what changed meanwhile is refused.
+# Builds the images of the inference servers and of the power agent and, with --push, pushes them. Digests and checksums of
+# what comes from elsewhere are resolved once, recorded in images.lock beside this script and used from then on: what changed
+# meanwhile is refused.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -11,10 +12,10 @@ usage() {
   cat <<USAGE
 usage: docker/build.sh [options]
 
-  --registry R     images are named R/<kind>-inference-server (default: \$REGISTRY, else $placeholder)
+  --registry R     images are named R/<kind>-inference-server and R/power-agent (default: \$REGISTRY, else $placeholder)
   --tag T          their tag (default: \$TAG, else the version in pyproject.toml)
   --push           push them; without it they stay in the local Docker
-  --only KINDS     some of coral,jetson,hailo (default: all)
+  --only KINDS     some of coral,jetson,hailo,power (default: all)
   --platform P     what to build for (default: linux/arm64, what all the boards are)
   --update         resolve digests and checksums anew and record them
   --help           this text
@@ -48,7 +49,25 @@ record() { # NAME VALUE: one line each, sorted
   mv "$lock.new" "$lock"
 }
 
-dockerfile() { printf '%s/%s_inference_server/Dockerfile' "$here" "$1"; }
+image_name() { # KIND
+  case $1 in
+    power) echo power-agent ;;
+    *) echo "$1-inference-server" ;;
+  esac
+}
+
+manifest() { # KIND: the file that names its image
+  case $1 in
+    power) echo monitoring/power-agent-daemonset.yaml ;;
+    *) echo "yaml/$1_daemonset.yaml" ;;
+  esac
+}
+
+dockerfile() { # KIND
+  local name
+  name=$(image_name "$1")
+  printf '%s/%s/Dockerfile' "$here" "${name//-/_}"
+}
 
 argument_default() { # KIND NAME
   sed -n "s/^ARG $2=//p" "$(dockerfile "$1")" | head -n 1
@@ -123,7 +142,7 @@ pin_deb() { # NAME PACKAGE
   shopt -u nullglob
   ((${#found[@]} == 1)) || fail "docker/hailo_inference_server/debs/ must hold one ${2}_$version*_arm64.deb, found ${#found[@]}. \
 On a Raspberry Pi with Raspberry Pi OS Trixie: apt-get download hailort=$version python3-hailort=$version-1; copy both files there. \
-Without them: --only coral,jetson"
+Without them: --only coral,jetson,power"
   local file=${found[0]##*/}
   pin "$name" '[0-9a-f]{64}' "$file" checksum_of_deb
   local now
@@ -156,8 +175,11 @@ resolve_hailo() {
   pin_image hailo DEBIAN_DIGEST
 }
 
+resolve_power() { pin_image power DEBIAN_DIGEST; }
+
 build() { # KIND BUILD-ARGUMENT...
-  local kind=$1 image=$registry/$1-inference-server:$tag digest=
+  local kind=$1 image digest=
+  image=$registry/$(image_name "$1"):$tag
   shift
   echo "building $image for $platform"
   docker buildx build --platform "$platform" --file "$(dockerfile "$kind")" --tag "$image" --provenance=false "$output" \
@@ -191,7 +213,7 @@ registry=${REGISTRY:-$placeholder}
 tag=${TAG:-}
 platform=linux/arm64
 output=--load
-kinds=coral,jetson,hailo
+kinds=coral,jetson,hailo,power
 update=0
 while (($#)); do
   case $1 in
@@ -221,10 +243,10 @@ if [[ -z $tag ]]; then
   [[ -n $tag ]] || fail 'no version found in pyproject.toml: give --tag'
 fi
 [[ $output == --load || $registry != "$placeholder" ]] || fail "$placeholder is a placeholder: name your registry with --registry"
-[[ -n $kinds ]] || fail '--only needs some of coral, jetson, hailo'
+[[ -n $kinds ]] || fail '--only needs some of coral, jetson, hailo, power'
 IFS=, read -r -a kinds <<<"$kinds"
 for kind in "${kinds[@]}"; do
-  [[ $kind =~ ^(coral|jetson|hailo)$ ]] || fail "--only: '$kind' is none of coral, jetson, hailo"
+  [[ $kind =~ ^(coral|jetson|hailo|power)$ ]] || fail "--only: '$kind' is none of coral, jetson, hailo, power"
 done
 check_docker
 
@@ -246,15 +268,17 @@ for line in "${built[@]}"; do
   read -r kind image <<<"$line"
   echo "$kind: $image"
 done
-echo 'to have yaml/ name these images:'
+echo 'to have the manifests name these images:'
 for line in "${built[@]}"; do
   read -r kind image <<<"$line"
-  echo "  sed -i 's|image: .*/$kind-inference-server[:@].*|image: $image|' yaml/${kind}_daemonset.yaml"
+  echo "  sed -i 's|image: .*/$(image_name "$kind")[:@].*|image: $image|' $(manifest "$kind")"
 done
 if [[ $output == --load ]]; then
-  echo 'not pushed; without a registry, for each node of a kind:'
+  echo 'not pushed; without a registry, for each node of a kind (power: for each worker):'
   for line in "${built[@]}"; do
     read -r kind image <<<"$line"
-    echo "  docker save $image | ssh ${kind}1 'cat > server.tar' && ssh -t ${kind}1 'sudo k3s ctr images import server.tar && rm server.tar'"
+    node=${kind}1
+    [[ $kind != power ]] || node=coral1
+    echo "  docker save $image | ssh $node 'cat > image.tar' && ssh -t $node 'sudo k3s ctr images import image.tar && rm image.tar'"
   done
 fi

@@ -1,4 +1,4 @@
-"""The images of the inference servers: Dockerfiles, pinned requirements, what reaches the builder, and build.sh on stand-ins."""
+"""The images of servers and power agent: Dockerfiles, pinned requirements, what reaches the builder, build.sh on stand-ins."""
 
 import fnmatch
 import hashlib
@@ -20,13 +20,20 @@ from hailo_inference_server import check_runtime as hailo_check
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "docker"
-KINDS = ("coral", "jetson", "hailo")
-REQUIREMENTS = sorted(path for kind in KINDS for path in (DOCKER / f"{kind}_inference_server").glob("requirements*.txt"))
+KINDS = ("coral", "jetson", "hailo", "power")
+IMAGES = {kind: "power-agent" if kind == "power" else f"{kind}-inference-server" for kind in KINDS}
+PACKAGES = {kind: image.replace("-", "_") for kind, image in IMAGES.items()}
+MODULES = {kind: package if kind == "power" else f"{package}.{package}" for kind, package in PACKAGES.items()}
+PORTS = {kind: "9101" if kind == "power" else "8080" for kind in KINDS}
+MANIFESTS = {
+    kind: ROOT / ("monitoring/power-agent-daemonset.yaml" if kind == "power" else f"yaml/{kind}_daemonset.yaml") for kind in KINDS
+}
+REQUIREMENTS = sorted(path for package in PACKAGES.values() for path in (DOCKER / package).glob("requirements*.txt"))
 HADOLINT = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
 
 def dockerfile(kind):
-    return DOCKER / f"{kind}_inference_server" / "Dockerfile"
+    return DOCKER / PACKAGES[kind] / "Dockerfile"
 
 
 def instructions(kind):
@@ -110,10 +117,10 @@ def test_apt_lists_do_not_stay(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_image_starts_its_server(kind):
+def test_the_image_starts_its_program(kind):
     final = instructions(kind)[last_stage(kind) :]
-    assert ("ENTRYPOINT", f'["python3", "-m", "{kind}_inference_server.{kind}_inference_server"]') in final
-    assert ("EXPOSE", "8080") in final
+    assert ("ENTRYPOINT", f'["python3", "-m", "{MODULES[kind]}"]') in final
+    assert ("EXPOSE", PORTS[kind]) in final
     assert ("WORKDIR", "/app") in final
     assert environment(kind)["PYTHONUNBUFFERED"] == environment(kind)["PYTHONDONTWRITEBYTECODE"] == "1"
     assert environment(kind)["PATH"].startswith("/opt/venv/bin:")
@@ -175,7 +182,12 @@ def test_requirements_are_what_the_hardware_needs():
     for pin in ("fastapi==0.83.0", "numpy==1.19.4", "pydantic==1.9.2", "pyyaml==6.0.1", "starlette==0.19.1", "uvicorn==0.16.0"):
         assert f"\n{pin} " in jetson
     assert "pycuda==2022.1 " in pins["jetson_inference_server/requirements-gpu.txt"]
-    assert all("python-json-logger==2.0.7 " in text for name, text in pins.items() if not name.endswith("-gpu.txt"))
+    assert all(
+        "python-json-logger==2.0.7 " in text
+        for name, text in pins.items()
+        if "inference_server" in name and not name.endswith("-gpu.txt")
+    )
+    assert re.search(r"^bleak==3\.", pins["power_agent/requirements.txt"], re.MULTILINE)
 
 
 def test_the_coral_check_builds_its_interpreter_of_a_valid_model():
@@ -340,7 +352,7 @@ class Workshop:
         assert done.returncode == 0, done.stderr
         calls = [json.loads(line) for line in (self.bin / "docker.log").read_text().splitlines()]
         builds = [call for call in calls if call[1] == "build"]
-        return {kind: call for kind in KINDS for call in builds if f"/{kind}-inference-server:" in " ".join(call)}
+        return {kind: call for kind in KINDS for call in builds if f"/{IMAGES[kind]}:" in " ".join(call)}
 
     def refusal(self, *options, **variables):
         """The one line that says why the run failed."""
@@ -421,14 +433,15 @@ def test_push_names_registry_tag_and_digest(workshop):
 
 def test_the_hint_edits_the_manifests(workshop, tmp_path):
     done = workshop.run("--push", "--registry", "registry.lan:5000/edge")
-    for manifest in (ROOT / "yaml").glob("*_daemonset.yaml"):
-        (tmp_path / "yaml").mkdir(exist_ok=True)
-        shutil.copy(manifest, tmp_path / "yaml")
+    for manifest in MANIFESTS.values():
+        copy = tmp_path / manifest.relative_to(ROOT)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy(manifest, copy)
     for line in re.findall(r"^  (sed -i .*)$", done.stdout, re.MULTILINE):
         subprocess.run(["bash", "-c", line], cwd=tmp_path, check=True)
     for kind in KINDS:
-        changed = (tmp_path / "yaml" / f"{kind}_daemonset.yaml").read_text()
-        assert f"image: registry.lan:5000/edge/{kind}-inference-server:0.1.0@sha256:{'e' * 64}\n" in changed
+        changed = (tmp_path / MANIFESTS[kind].relative_to(ROOT)).read_text()
+        assert f"image: registry.lan:5000/edge/{IMAGES[kind]}:0.1.0@sha256:{'e' * 64}\n" in changed
 
 
 def test_pycoral_can_be_left_out_and_stays_out(workshop):
@@ -465,8 +478,15 @@ def test_missing_packages_say_where_to_get_them(workshop):
     shutil.rmtree(workshop.debs)
     reason = workshop.refusal()
     assert "apt-get download hailort=4.23.0 python3-hailort=4.23.0-1" in reason
-    assert "--only coral,jetson" in reason
-    assert set(workshop.built("--only", "coral,jetson")) == {"coral", "jetson"}
+    assert "--only coral,jetson,power" in reason
+    assert set(workshop.built("--only", "coral,jetson,power")) == {"coral", "jetson", "power"}
+
+
+def test_the_power_agent_is_built_alone(workshop):
+    (call,) = workshop.built("--only", "power").values()
+    assert call[call.index("--tag") + 1] == "registry.example/edge/power-agent:0.1.0"
+    assert call[call.index("--file") + 1] == str(workshop.docker / "power_agent" / "Dockerfile")
+    assert build_arguments(call)["DEBIAN_DIGEST"] == BASES["debian:trixie-slim"]
 
 
 def test_a_base_image_that_cannot_be_read_is_named(workshop):

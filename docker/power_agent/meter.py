@@ -1,0 +1,146 @@
+"""An ATORCH meter over Bluetooth LE: finds it, listens, and tries again when it is gone. bleak talks to the host's BlueZ."""
+
+import asyncio
+import contextlib
+import logging
+from typing import NoReturn
+
+from bleak import BleakAdapter, BleakClient, BleakScanner
+from bleak.backends.characteristic import BleakGATTCharacteristic
+from bleak.backends.device import BLEDevice
+
+from power_agent.atorch import CHECKSUM, DEVICE_TYPE, Fault, FrameReader
+from power_agent.measurement import LONGEST_GAP_S, Measurement
+
+SERVICE_UUID = "0000ffe0-0000-1000-8000-00805f9b34fb"
+NOTIFY_UUID = "0000ffe1-0000-1000-8000-00805f9b34fb"
+GENERIC_UUIDS = ["1800", "1801"]
+NAME_ENDS = ("-BLE", "_BLE")
+
+SCAN_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 20.0
+END_TIMEOUT_S = 3.0
+SILENCE_S = 2 * LONGEST_GAP_S
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 30.0
+
+NOT_FOUND = "not_found"
+CONNECTION = "connection"
+DISCONNECTED = "disconnected"
+SILENT = "silent"
+ERROR_KINDS = (CHECKSUM, CONNECTION, DEVICE_TYPE, DISCONNECTED, NOT_FOUND, SILENT)
+
+logger = logging.getLogger(__name__)
+
+
+class SessionEnded(Exception):
+    """A meter was not reached or is gone.
+
+    Args:
+        kind: one of ERROR_KINDS.
+        reason: what happened.
+    """
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+class AtorchMeter:
+    """Reads one meter for ever.
+
+    Args:
+        address: its Bluetooth address.
+        measurement: what takes the readings.
+        radio: held while a meter is searched and connected: BlueZ lets one client search once at a time.
+    """
+
+    def __init__(self, address: str, measurement: Measurement, radio: asyncio.Lock) -> None:
+        self._address = address
+        self._measurement = measurement
+        self._radio = radio
+        self._frames = FrameReader()
+        self._heard = asyncio.Event()
+        self._gone = asyncio.Event()
+
+    async def run(self) -> None:
+        """Read until the task is cancelled; after a failure, pause 1 s, then twice as long each time, at most 30 s."""
+        pause_s = FIRST_PAUSE_S
+        while True:
+            self._frames, self._heard, self._gone = FrameReader(), asyncio.Event(), asyncio.Event()
+            before = self._measurement.snapshot
+            try:
+                await self._session()
+            except SessionEnded as error:
+                self._measurement.failed(error.kind, str(error))
+            except Exception as error:  # whatever bleak, D-Bus or BlueZ come up with: the other meters are to be read on
+                self._measurement.failed(CONNECTION, f"{self._address}: {type(error).__name__}: {error}")
+            if self._measurement.snapshot is not before:
+                pause_s = FIRST_PAUSE_S
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def _session(self) -> NoReturn:
+        client = await self._connected()
+        try:
+            await client.start_notify(NOTIFY_UUID, self._on_data)
+            await self._listen()
+        finally:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(END_TIMEOUT_S):
+                    await client.disconnect()
+
+    async def _connected(self) -> BleakClient:
+        async with self._radio:
+            device = await _already_connected(self._address)
+            device = device or await BleakScanner.find_device_by_address(self._address, timeout=SCAN_TIMEOUT_S)
+            if device is None:
+                raise SessionEnded(
+                    NOT_FOUND, f"no meter {self._address} in range within {SCAN_TIMEOUT_S:g} s; --scan lists those that are"
+                )
+            gone = self._gone
+            client = BleakClient(device, disconnected_callback=lambda _: gone.set(), timeout=CONNECT_TIMEOUT_S)
+            await client.connect()
+            return client
+
+    async def _listen(self) -> NoReturn:
+        """Wait while readings arrive."""
+        gone = asyncio.ensure_future(self._gone.wait())
+        try:
+            while True:
+                self._heard.clear()
+                heard = asyncio.ensure_future(self._heard.wait())
+                done, _ = await asyncio.wait({gone, heard}, timeout=SILENCE_S, return_when=asyncio.FIRST_COMPLETED)
+                heard.cancel()
+                if gone in done:
+                    raise SessionEnded(DISCONNECTED, f"the connection to {self._address} ended")
+                if not done:
+                    raise SessionEnded(SILENT, f"{self._address} is connected but sent no frame for {SILENCE_S:g} s")
+        finally:
+            gone.cancel()
+
+    def _on_data(self, _: BleakGATTCharacteristic, data: bytearray) -> None:
+        for outcome in self._frames.feed(data):
+            if isinstance(outcome, Fault):
+                self._measurement.failed(outcome.kind, f"{self._address}: {outcome.reason}")
+            else:
+                self._measurement.add(asyncio.get_running_loop().time(), outcome)
+            self._heard.set()
+
+
+async def _already_connected(address: str) -> BLEDevice | None:
+    """The meter if BlueZ still holds its connection, as it does after an agent that was killed; it does not advertise then."""
+    adapter = await BleakAdapter.get()
+    devices = await adapter.get_connected_devices([SERVICE_UUID, *GENERIC_UUIDS])
+    return next((device for device in devices if device.address.upper() == address), None)
+
+
+async def scan(timeout_s: float = SCAN_TIMEOUT_S) -> list[str]:
+    """Address, name and signal of each device in range that looks like an ATORCH meter, strongest first."""
+    found = await BleakScanner.discover(timeout=timeout_s, return_adv=True)
+    meters = [
+        (advertisement.rssi, device.address, device.name or "")
+        for device, advertisement in found.values()
+        if SERVICE_UUID in advertisement.service_uuids or (device.name or "").upper().endswith(NAME_ENDS)
+    ]
+    return [f"{address}  {name}  {rssi} dBm" for rssi, address, name in sorted(meters, reverse=True)]
