@@ -6,7 +6,7 @@ PY36_SOURCES := $(shell find docker/inference_server docker/jetson_inference_ser
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup run test lint format format-check types imports check bench lock clean
+.PHONY: help setup run test lint format format-check types imports check bench monitor monitoring-configmaps lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r target does; do \
@@ -75,6 +75,12 @@ check: lint format-check types imports test ## lint, format, types, imports and 
 
 bench: setup ## run the benchmarks
 	@exec $(PY) -m benchmarks $(ARGS)
+
+monitor: setup ## run a local Prometheus that scrapes the emulated nodes and the harness (ARGS="--port 9091")
+	@exec $(PY) -m monitoring.local.stack $(ARGS)
+
+monitoring-configmaps: setup ## put rules and dashboards into their ConfigMaps (only look: ARGS=--check)
+	@$(PY) monitoring/embed.py $(ARGS)
 
 lock: setup ## make requirements.lock from pyproject.toml (newer versions: ARGS=--upgrade)
 	@$(PY) -m uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --fork-strategy fewest \

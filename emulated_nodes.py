@@ -13,10 +13,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
 import urllib3
 
+from harness_metrics import remove_targets, write_targets
 from performance_profile import PerformanceProfile
 from prometheus_collector import samples_of
 from utils import PROJECT_ROOT, HarnessError, Interrupted
@@ -67,11 +69,18 @@ class EmulatedNodes:
     Args:
         profile: figures of the nodes; every node of the profile gets a server.
         stopping: asked again and again while the servers start; True gives up.
+        targets_file: where a Prometheus looks for its targets: there while the servers run.
     """
 
-    def __init__(self, profile: PerformanceProfile, stopping: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        profile: PerformanceProfile,
+        stopping: Callable[[], bool] = lambda: False,
+        targets_file: Path | None = None,
+    ) -> None:
         self._profile = profile
         self._stopping = stopping
+        self._targets_file = targets_file
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._ports: dict[str, int] = {}
         self._http = urllib3.PoolManager(timeout=5.0, retries=False)
@@ -101,6 +110,8 @@ class EmulatedNodes:
                 self._ports[node] = self._announced_port(node, process, deadline_s)
             for node in self._profile.nodes:
                 self._calibrate(node)
+            if self._targets_file:
+                write_targets(self._targets_file, {f"127.0.0.1:{port}": {"node": node} for node, port in self._ports.items()})
         except BaseException:
             self.__exit__()
             raise
@@ -108,6 +119,8 @@ class EmulatedNodes:
 
     def __exit__(self, *exc: object) -> None:
         """Stop all servers; a second call does nothing."""
+        if self._targets_file:
+            remove_targets(self._targets_file)
         for process in self._processes.values():
             process.terminate()
         for process in self._processes.values():

@@ -14,6 +14,7 @@ if __name__ == "__main__":  # until main() has its own handlers: an end without 
 
 import argparse
 import itertools
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -30,12 +31,20 @@ from command_line import EXIT_INTERRUPTED, OptionParser, StopSignal, seconds, se
 from console import Progress, print_summary
 from deadline_adapter import DeadlineAdapter
 from emulated_nodes import EmulatedNodes
+from harness_metrics import HarnessMetrics, annotate_in_grafana, listed_target, targets_folder
 from inference_request import WORKERS, HttpCluster, low_latency, placeholders, require_worker_urls
 from metric_collector import MetricCollector, RunFolder
 from mobility.mobility_manager import Mobility, MobilityManager
 from node_discovery import discover_workers
 from performance_profile import PerformanceProfile, load_profile
-from prometheus_collector import NodeMetricsSource, PrometheusCollector, PrometheusSource, require_url
+from prometheus_collector import (
+    ENERGY_METRIC,
+    POWER_METRIC,
+    NodeMetricsSource,
+    PrometheusCollector,
+    PrometheusSource,
+    require_url,
+)
 from report import write_run_report
 from run_figures import RunFacts
 from scheduler import create_scheduler
@@ -48,6 +57,7 @@ from utils import HarnessError, RowFiles, UsageError, random_stream, write_failu
 
 PROGRAM = "main_pregenerated.py"
 DEFAULT_PROMETHEUS_URL = "http://127.0.0.1:30090"
+_AWAIT_POWER_S = 20.0
 
 
 def run_experiment(trace: Trace, cluster: Cluster, adapter: DeadlineAdapter, record: Callable[[TaskResult], None]) -> None:
@@ -156,15 +166,29 @@ class Run(Generic[AnyCluster]):
             write_decision=lambda row: self._files.append(folder.decisions, row),
         )
         self.monitor = SloMonitor(lambda row: self._files.append(folder.violations, row))
-        self.cluster = make_cluster(self._record, self._collector.decided)
+        self._metrics: HarnessMetrics | None = None
+        self.cluster = make_cluster(self._record, self._decided)
         try:
             self._files = RowFiles(folder.columns(node_names, VIOLATION_COLUMNS), self._disk_failed, flush_interval_s)
         except OSError as error:
             raise write_failure(f"--output: {folder.path} cannot be written", error) from None
 
+    def show_in(self, metrics: HarnessMetrics) -> None:
+        """Tell `metrics` how the run goes."""
+        self._metrics = metrics
+        for node in self.cluster.nodes:
+            metrics.watch_queue(node.name, lambda node=node: node.queue_depth)  # type: ignore[misc]
+
     def _record(self, result: TaskResult) -> None:
         self.monitor.observe(result)
         self._collector.record(result)
+        if self._metrics:
+            self._metrics.ended(result)
+
+    def _decided(self, decision: Decision) -> None:
+        self._collector.decided(decision)
+        if self._metrics:
+            self._metrics.decided(decision)
 
     def _disk_failed(self, error: OSError) -> None:
         self.cluster.stop(HarnessError(f"{self._folder.path} cannot be written any more: {error.strerror}"))
@@ -218,6 +242,7 @@ class WallClock:
         nodes: the emulated nodes, if that is what runs.
         progress: shows how it goes while the load runs.
         say: prints a line.
+        on_idle_power: told of the nodes' idle power before the load, watts by node.
     """
 
     settings: Settings
@@ -225,19 +250,21 @@ class WallClock:
     nodes: EmulatedNodes | None
     progress: AbstractContextManager[object]
     say: Callable[[str], None]
+    on_idle_power: Callable[[Mapping[str, float]], None] = lambda idle_w: None
 
     def measured(self, cluster: Cluster, load: Callable[[], None]) -> dict[str, Any]:
         """Run the load; window and energy by the meters, and how late emulated accelerators woke."""
         for name, why in cluster.unreachable_at_start.items():
             self.say(f"{name} cannot be reached: {why}")
         idle_w = self._idle_power_w(cluster)
+        self.on_idle_power(idle_w)
         late_before = self.nodes.lateness() if self.nodes else None
         with low_latency(), self.progress:
             self.power.poll()
             load()
             window_s, end_s = cluster.now_s(), cluster.clock()
             down_periods = cluster.down_periods()
-        self.power.poll()
+        self.power.poll_past(end_s, self.settings.power.max_age_s)
         late = self.nodes.lateness().since(late_before) if self.nodes and late_before else None
         return {
             "window_s": window_s,
@@ -321,15 +348,30 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignal) -> int:
             stop.tell(virtual.cluster.stop)
             summary = virtual.measure(measured_in_virtual_time)
         else:
-            nodes = stack.enter_context(EmulatedNodes(profile, lambda: stop.received)) if kind == "emulated" else None
-            workers = nodes.workers if nodes else workers
+            targets = targets_folder()
+            names = list(profile.nodes if kind == "emulated" else workers)
+            metrics = HarnessMetrics(settings, folder.experiment_id, kind, names)
+            if options.metrics_port:
+                stack.enter_context(metrics.served(options.metrics_port))
+                if targets:
+                    stack.enter_context(listed_target(targets / "harness.json", f"127.0.0.1:{options.metrics_port}"))
+            nodes_file = targets / "emulated.json" if targets else None
+            nodes = EmulatedNodes(profile, lambda: stop.received, nodes_file) if kind == "emulated" else None
+            workers = stack.enter_context(nodes).workers if nodes else workers
             power = stack.enter_context(_power_poller(prometheus_url, nodes, list(workers), settings))
             real = partial(HttpCluster, workers, profile, settings, scheduler, power.latest)
             one = Run(settings, scenario, kind, profile, list(workers), real, folder)
             stop.tell(one.cluster.stop)
+            if options.metrics_port:
+                one.show_in(metrics)
+            if nodes_file and prometheus_url:
+                _await_power(power, names, settings, lambda: stop.received)
+            say_power_metrics(power.metrics(settings.power.max_age_s), say)
             progress = nullcontext() if options.quiet else Progress(console, one.cluster, one.monitor, power, settings)
-            summary = one.measure(WallClock(settings, power, nodes, progress, say).measured)
+            summary = one.measure(WallClock(settings, power, nodes, progress, say, metrics.idle_power).measured)
     print_summary(console, summary, folder.path)
+    if kind != "simulated" and (problem := annotate_in_grafana(summary, os.environ)):
+        say(problem)
     if not options.no_report:
         say(f"report: {write_run_report(folder.path)}")
     return EXIT_INTERRUPTED if summary["interrupted"] else 0
@@ -346,6 +388,29 @@ def _power_poller(
         return PrometheusCollector(NodeMetricsSource(nodes.metrics_urls), names, interval_s)
     source = PrometheusSource(prometheus_url or DEFAULT_PROMETHEUS_URL, names, window_s=10 * interval_s)
     return PrometheusCollector(source, names, interval_s, source.host_metrics if settings.power.host_metrics else None)
+
+
+def _await_power(power: PrometheusCollector, names: Sequence[str], settings: Settings, stopping: Callable[[], bool]) -> None:
+    """Wait for power data of every node: Prometheus takes up the emulated nodes some seconds after they are listed."""
+    max_age_s = settings.power.max_age_s
+    power.poll_until(lambda: stopping() or all(power.is_up(name, max_age_s) for name in names), within_s=_AWAIT_POWER_S)
+
+
+def say_power_metrics(found: Mapping[str, Sequence[str]], say: Callable[[str], None]) -> None:
+    """Say which nodes have no power data and which have no counter; nothing where every node has its counter."""
+    if without := [node for node, metrics in found.items() if not metrics]:
+        say(
+            f"no power data of {', '.join(without)}: "
+            f'expected {ENERGY_METRIC} or {POWER_METRIC} with the node\'s name in the label "node"'
+        )
+    if gauge_only := [node for node, metrics in found.items() if tuple(metrics) == (POWER_METRIC,)]:
+        say(f"no {ENERGY_METRIC} of {', '.join(gauge_only)}: energy is the integral of {POWER_METRIC}")
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 1 to 65535, found {text!r}")
+    return int(text)
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -373,6 +438,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--trace", type=Path, metavar="FILE", help="replay this load instead of drawing one")
     parser.add_argument("--save-trace", type=Path, metavar="FILE", help="write the load to a file that --trace reads")
     parser.add_argument("--prometheus-url", metavar="URL", help=f"where power is read (workers: {DEFAULT_PROMETHEUS_URL})")
+    parser.add_argument("--metrics-port", type=_port, metavar="N", help="serve the harness's own metrics while it runs (off)")
     parser.add_argument(
         "--output", type=Path, default=Path("results"), metavar="DIR", help="parent of the run's folder (results)"
     )
@@ -381,6 +447,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.discover and options.cluster in ("emulated", "simulated"):
         parser.error(f"--discover: finds workers, and --cluster {options.cluster} has none; leave one of the two out")
+    if options.metrics_port and options.cluster == "simulated":
+        parser.error("--metrics-port: a run in virtual time is over before a Prometheus sees it; leave it out")
     return options
 
 

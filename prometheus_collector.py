@@ -9,6 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, pairwise
 from typing import Protocol, Self
 
 import numpy as np
@@ -35,11 +36,20 @@ HOST_QUERIES = {
     ),
 }
 """PromQL of the optional figures of a node, from node-exporter."""
+HOST_QUERY = "\nor ".join(f'label_replace({query}, "figure", "{name}", "", "")' for name, query in HOST_QUERIES.items())
+"""All of them at once; the label `figure` says which one a value is."""
+_LONGEST_LOOK_BACK_S = 3600.0
 
 HostFigures = dict[str, dict[str, float]]
 """Value of each of HOST_QUERIES, by node."""
 
 Floats = NDArray[np.float64]
+
+_COUNTER_LOOK_BACK = 10
+"""Samples among which the counter's value before the latest is looked for."""
+_LONGEST_PAUSE_S = 0.5
+_LEAST_PAUSE = 0.1
+"""Share of the interval that the poller rests after a slow answer, so that others get at what it has read."""
 
 
 class Source(Protocol):
@@ -94,7 +104,7 @@ class PrometheusSource:
     Args:
         url: address of the server.
         nodes: names to look for in the label `node`.
-        window_s: how far back a query looks, seconds: a few polls, so that none is lost between two.
+        window_s: how far a query looks back beyond the last answer, seconds: a few polls, so that none is lost between two.
         timeout_s: longest wait for an answer, seconds.
     """
 
@@ -103,35 +113,64 @@ class PrometheusSource:
         no_retry = urllib3.Retry(total=0)  # the next poll is the retry
         self._prometheus = PrometheusConnect(url=url, retry=no_retry, timeout=timeout_s)
         self._nodes = frozenset(nodes)
-        self._query = f'{{__name__=~"{POWER_METRIC}|{ENERGY_METRIC}"}}[{max(1, round(window_s * 1e3))}ms]'
+        self._window_s = window_s
+        self._answered_s: float | None = None
+        self._read_until: dict[tuple[str, str], float] = {}
+        self._ambiguous: set[tuple[str, str]] = set()
 
     def read(self) -> dict[str, list[PowerSample]]:
-        """All samples of the query's window; the collector drops those it knows.
+        """All samples that it has not given yet, as far back as shortly before the last answer.
 
         Raises:
             OSError: the server does not answer, or refuses.
         """
-        wall_to_monotonic_s = time.monotonic() - time.time()
+        asked_s = time.monotonic()
+        silent_s = 0.0 if self._answered_s is None else asked_s - self._answered_s
+        look_back_ms = max(1, round(1e3 * min(self._window_s + silent_s, _LONGEST_LOOK_BACK_S)))
+        pieces: dict[tuple[str, str], list[list[tuple[float, float]]]] = {}
+        for labels, values in self._ask(f'{{__name__=~"{POWER_METRIC}|{ENERGY_METRIC}"}}[{look_back_ms}ms]', "values"):
+            if values and (metric := labels.get("__name__")) is not None:
+                pieces.setdefault((labels["node"], metric), []).append(values)
+        self._answered_s = asked_s
         now_s = time.monotonic()
+        wall_to_monotonic_s = now_s - time.time()
         by_node: dict[str, dict[float, dict[str, float]]] = {}
-        for labels, values in self._ask(self._query, "values"):
-            times = by_node.setdefault(labels["node"], {})
-            for unix_s, value in values:
-                at_s = min(unix_s + wall_to_monotonic_s, now_s)
-                times.setdefault(round(at_s, 3), {})[labels["__name__"]] = value
+        for (node, metric), series in pieces.items():
+            times = by_node.setdefault(node, {})
+            read_until_s = self._read_until.get((node, metric), -math.inf)
+            for unix_s, value in self._joined(node, metric, series):
+                if unix_s > read_until_s:  # by the server's clock, which may differ from this one and be set meanwhile
+                    at_s = min(unix_s + wall_to_monotonic_s, now_s)
+                    times.setdefault(round(at_s, 3), {})[metric] = value
+                    self._read_until[node, metric] = unix_s
         return {node: [_sample(at_s, values) for at_s, values in sorted(times.items())] for node, times in by_node.items()}
 
+    def _joined(self, node: str, metric: str, series: list[list[tuple[float, float]]]) -> list[tuple[float, float]]:
+        """The samples of series that follow each other, as when a meter's pod is replaced; nothing of series at the same time.
+
+        Two meters of one node cannot be told apart, and the steps between two counters would be taken for energy.
+        """
+        series.sort()
+        if any(later[0][0] <= earlier[-1][0] for earlier, later in pairwise(series)):
+            if (node, metric) not in self._ambiguous:
+                self._ambiguous.add((node, metric))
+                logger.warning(
+                    'Prometheus at %s has %d series of %s{node="%s"} at once: none of them is used; let one target export it',
+                    *(self.url, len(series), metric, node),
+                )
+            return []
+        return list(chain.from_iterable(series))
+
     def host_metrics(self) -> HostFigures:
-        """Latest CPU, memory and network figures by node; a node without node-exporter is absent.
+        """Latest CPU, memory and network figures by node, by one query; a node without node-exporter is absent.
 
         Raises:
             OSError: the server does not answer, or refuses.
         """
         by_node: HostFigures = {}
-        for name, query in HOST_QUERIES.items():
-            for labels, values in self._ask(query, "value"):
-                if math.isfinite(values[0][1]):
-                    by_node.setdefault(labels["node"], {})[name] = values[0][1]
+        for labels, values in self._ask(HOST_QUERY, "value"):
+            if (figure := labels.get("figure")) in HOST_QUERIES and math.isfinite(values[0][1]):
+                by_node.setdefault(labels["node"], {})[figure] = values[0][1]
         return by_node
 
     def _ask(self, query: str, kind: str) -> list[tuple[dict[str, str], list[tuple[float, float]]]]:
@@ -167,6 +206,9 @@ def _sample(at_s: float, values: Mapping[str, float]) -> PowerSample:
 class PrometheusCollector:
     """Polls a source in the background and keeps what it said.
 
+    `latest` holds the last sample of each node. Its power is the gauge's, or, where a node has only a counter, the mean between
+    the counter's last two samples; a value that is not a number is None there, and an old sample is known by its time.
+
     Args:
         source: where samples come from; None for a cluster without any meter.
         nodes: the nodes of the cluster.
@@ -181,6 +223,7 @@ class PrometheusCollector:
         self._read_host = read_host
         self._host_history: list[tuple[float, HostFigures]] = []
         self.failed_polls = 0
+        self._failing: set[str] = set()
         self._source = source
         self._interval_s = interval_s
         self._history: dict[str, list[PowerSample]] = {node: [] for node in nodes}
@@ -207,30 +250,75 @@ class PrometheusCollector:
             try:
                 read = self._source.read()
             except OSError as error:
-                self._poll_failed(error)
+                self._failed("power", error)
                 return
+            self._worked("power")
             for node, samples in read.items():
                 history = self._history[node]
                 fresh = [sample for sample in samples if not history or sample.time_s > history[-1].time_s + 1e-3]
                 history.extend(fresh)
                 if fresh:
-                    self.latest[node] = fresh[-1]
+                    self.latest[node] = _with_power(fresh[-1], history[-_COUNTER_LOOK_BACK:-1])
 
             if self._read_host:
                 try:
                     self._host_history.append((time.monotonic(), self._read_host()))
                 except OSError as error:
-                    self._poll_failed(error)
+                    self._failed("host", error)
+                else:
+                    self._worked("host")
 
-    def _poll_failed(self, error: OSError) -> None:
+    def poll_until(self, holds: Callable[[], bool], within_s: float) -> bool:
+        """Poll until `holds`, at most for a time in seconds; whether it does."""
+        give_up_s = time.monotonic() + within_s
+        self.poll()
+        while not holds():
+            if time.monotonic() >= give_up_s:
+                return False
+            time.sleep(min(self._interval_s, _LONGEST_PAUSE_S))
+            self.poll()
+        return True
+
+    def poll_past(self, time_s: float, max_age_s: float) -> None:
+        """Poll until every node that still sends has a sample from `time_s` on, so that its energy reaches up to there.
+
+        Args:
+            time_s: an instant on the monotonic clock, of now or shortly before.
+            max_age_s: age in seconds from which on a node is no longer waited for.
+        """
+        self.poll_until(
+            lambda: all(self.latest[node].time_s >= time_s for node in self._history if self.is_up(node, max_age_s)),
+            within_s=max(3 * self._interval_s, _LONGEST_PAUSE_S),
+        )
+
+    def _failed(self, what: str, error: OSError) -> None:
         self.failed_polls += 1
-        log = logger.warning if self.failed_polls == 1 else logger.debug
-        log("power poll failed: %s", error)
+        log = logger.debug if what in self._failing else logger.warning
+        self._failing.add(what)
+        log("%s poll failed: %s", what, error)
+
+    def _worked(self, what: str) -> None:
+        if what in self._failing:
+            self._failing.remove(what)
+            logger.warning("%s polls work again", what)
 
     def is_up(self, node: str, max_age_s: float) -> bool:
-        """Whether a sample of `node` is at most `max_age_s` old."""
+        """Whether the latest sample of `node` holds a value and is at most `max_age_s` old."""
         sample = self.latest.get(node)
-        return sample is not None and time.monotonic() - sample.time_s <= max_age_s
+        has_value = sample is not None and (sample.power_w is not None or sample.energy_j is not None)
+        return has_value and sample is not None and time.monotonic() - sample.time_s <= max_age_s
+
+    def metrics(self, max_age_s: float) -> dict[str, tuple[str, ...]]:
+        """Which of the two power metrics each node has shown within the last `max_age_s`; none for a node without power data."""
+        since_s = time.monotonic() - max_age_s
+        found = {}
+        with self._polling:
+            for node, history in self._history.items():
+                recent = [sample for sample in history if sample.time_s >= since_s]
+                counter = any(sample.energy_j is not None for sample in recent)
+                gauge = any(sample.power_w is not None for sample in recent)
+                found[node] = (ENERGY_METRIC,) * counter + (POWER_METRIC,) * gauge
+        return found
 
     def energy(self, start_s: float, end_s: float, idle_w: Mapping[str, float]) -> dict[str, NodeEnergy]:
         """Energy of each node between two instants of the monotonic clock; `idle_w` by node, watts."""
@@ -264,8 +352,22 @@ class PrometheusCollector:
         return power_w
 
     def _run(self) -> None:
-        while not self._closing.wait(self._interval_s):
+        pause_s = self._interval_s
+        while not self._closing.wait(pause_s):
+            started_s = time.monotonic()
             self.poll()
+            pause_s = max(_LEAST_PAUSE * self._interval_s, self._interval_s - (time.monotonic() - started_s))
+
+
+def _with_power(sample: PowerSample, before: Sequence[PowerSample]) -> PowerSample:
+    """The sample; where only the counter has a value, with the mean power since the counter's value before."""
+    if sample.power_w is not None or sample.energy_j is None:
+        return sample
+    for earlier in reversed(before):
+        if earlier.energy_j is not None:
+            grown_j = sample.energy_j - earlier.energy_j
+            return sample._replace(power_w=grown_j / (sample.time_s - earlier.time_s)) if grown_j >= 0 else sample
+    return sample
 
 
 def node_energy(samples: Sequence[PowerSample], start_s: float, end_s: float, idle_w: float, interval_s: float) -> NodeEnergy:
@@ -274,6 +376,11 @@ def node_energy(samples: Sequence[PowerSample], start_s: float, end_s: float, id
     The increase of its joule counter, linear between samples, where it has one; else the trapezoidal integral of its power
     samples, the outermost held to the window's edges. Above idle: minus idle power times the time that was integrated.
 
+    The increase is taken from the counter's own samples and not from PromQL's `increase()`. That one sees only the samples within
+    its range, and stretches their growth to its edges at their mean rate, as if the load had gone on there as in the middle. Here
+    the samples just outside the window are known too, so that the counter is interpolated at its edges. A counter that fell
+    counts as restarted from 0, as it does there.
+
     Args:
         samples: in order of time, which may reach beyond the window.
         start_s: start of the window, seconds.
@@ -281,11 +388,10 @@ def node_energy(samples: Sequence[PowerSample], start_s: float, end_s: float, id
         idle_w: power of the idle node, watts.
         interval_s: time between polls, seconds: what lies further than two of them from a sample is uncovered.
     """
-    counted = [(s.time_s, s.energy_j) for s in samples if s.energy_j is not None]
-    metered = [(s.time_s, s.power_w) for s in samples if s.power_w is not None]
-    series = np.array(counted if len(counted) >= 2 else metered, dtype=float).reshape(-1, 2)
-    near = (series[:, 0] >= start_s - 2 * interval_s) & (series[:, 0] <= end_s + 2 * interval_s)
-    times, values = series[near].T
+    near = [s for s in samples if start_s - 2 * interval_s <= s.time_s <= end_s + 2 * interval_s]
+    counted = [(s.time_s, s.energy_j) for s in near if s.energy_j is not None]
+    metered = [(s.time_s, s.power_w) for s in near if s.power_w is not None]
+    times, values = np.array(counted if len(counted) >= 2 else metered, dtype=float).reshape(-1, 2).T
     if len(times) < (2 if len(counted) >= 2 else 1) or end_s <= start_s:
         return NodeEnergy(None, None, 1.0)
     uncovered = uncovered_share(times, start_s, end_s, 2 * interval_s)

@@ -6,6 +6,7 @@ from benchmarks.decision import decision
 from benchmarks.dispatch import emulated, http_at_once, in_process
 from benchmarks.figures import print_table
 from benchmarks.generation import generation
+from benchmarks.power import power
 from benchmarks.server import server_health, server_memory, server_overhead
 from benchmarks.virtual_time import growing_cluster, large_cluster, virtual_time, whole_run, whole_sweep
 
@@ -25,6 +26,7 @@ def main() -> None:
         "in_process",
         "http_at_once",
         "emulated",
+        "power",
         "server_overhead",
         "server_health",
         "server_memory",
@@ -44,6 +46,7 @@ def main() -> None:
         "in_process": lambda: in_process(options.seconds, options.repeats),
         "http_at_once": lambda: http_at_once(options.seconds, options.repeats),
         "emulated": lambda: emulated(options.seconds, options.repeats),
+        "power": lambda: power(options.seconds, options.repeats),
         "server_overhead": lambda: server_overhead(options.repeats),
         "server_health": lambda: server_health(options.seconds, options.repeats),
         "server_memory": server_memory,

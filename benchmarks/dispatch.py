@@ -65,13 +65,13 @@ def emulated(seconds: float, repeats: int) -> list[Figure]:
     quiet, live, loadgen_ms = [], [], []
     for seed in range(repeats):
         options = ["--duration", str(seconds), "--seed", str(seed)]
-        quiet.append(_run_harness([*options, "--quiet"]))
-        live.append(_run_harness(options, terminal=True))
+        quiet.append(run_harness([*options, "--quiet"]))
+        live.append(run_harness(options, terminal=True))
         loadgen_ms += _loadgen_latency_p99_ms(seconds, DEFAULT_RATE_PER_S)
     at = f"default load, emulated, {seconds:g} s"
     return [
-        _lag_figure(f"{at}, --quiet", [_lag_p99_ms(summary) for summary, _ in quiet], 1.0, loadgen_ms),
-        _lag_figure(f"{at}, live display", [_lag_p99_ms(summary) for summary, _ in live], 2.0, loadgen_ms),
+        _lag_figure(f"{at}, --quiet", [lag_p99_ms(summary) for summary, _ in quiet], 1.0, loadgen_ms),
+        _lag_figure(f"{at}, live display", [lag_p99_ms(summary) for summary, _ in live], 2.0, loadgen_ms),
         median_figure(
             f"emulated accelerators' wake lateness p99 (bucket bound), {at}",
             [summary["emulated_wake_late_p99_s"] * 1e3 for summary, _ in quiet],
@@ -89,12 +89,12 @@ def http_at_once(seconds: float, repeats: int) -> list[Figure]:
         options = ["--config", str(config), "--duration", str(seconds), "--quiet"]
         runs, loadgen_ms = [], []
         for seed in range(repeats):
-            runs.append(_run_harness([*options, "--seed", str(seed)])[0])
+            runs.append(run_harness([*options, "--seed", str(seed)])[0])
             loadgen_ms += _loadgen_latency_p99_ms(seconds, HTTP_RATE_PER_S)
     lost = sum(run["tasks"]["generated"] - run["tasks"]["on_time"] - run["tasks"]["late"] for run in runs)
     at = f"{HTTP_RATE_PER_S} tasks/s over HTTP, {seconds:g} s"
     return [
-        _lag_figure(at, [_lag_p99_ms(run) for run in runs], 5.0, loadgen_ms),
+        _lag_figure(at, [lag_p99_ms(run) for run in runs], 5.0, loadgen_ms),
         Figure(f"tasks lost, {at}, {repeats} runs", lost, "tasks", 0.5),
     ]
 
@@ -115,11 +115,12 @@ def _lag_figure(at: str, lags_ms: Sequence[float], target_ms: float, loadgen_ms:
     return figure._replace(beside=("MLPerf LoadGen", statistics.median(loadgen_ms))) if loadgen_ms else figure
 
 
-def _lag_p99_ms(summary: dict[str, Any]) -> float:
+def lag_p99_ms(summary: dict[str, Any]) -> float:
+    """Dispatch lag p99 of a run, milliseconds."""
     return float(summary["dispatch_lag_s"]["p99"]) * 1e3
 
 
-def _run_harness(options: Sequence[str], terminal: bool = False) -> tuple[dict[str, Any], float]:
+def run_harness(options: Sequence[str], terminal: bool = False) -> tuple[dict[str, Any], float]:
     """Summary and peak memory (MB) of one run of main_pregenerated.py, on a terminal of its own where asked."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "main_pregenerated.py", "--output", folder, *options]

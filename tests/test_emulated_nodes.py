@@ -1,5 +1,6 @@
 """The local emulated servers: they start, answer, are calibrated, and never outlive the harness."""
 
+import json
 import math
 import os
 import signal
@@ -121,6 +122,25 @@ def test_calibration_measures_the_round_trip_without_any_hold():
         nodes._round_trip_ms = lambda node, model: {"resnet50": 3.0}[model]  # type: ignore[method-assign]
         nodes._calibrate("b")
     assert told == [("b", 30.0), ("b", 3.0)]  # the whole overhead first: nothing is held while it is measured
+
+
+def test_target_file_lists_the_nodes_for_prometheus_while_they_run(tmp_path):
+    file = tmp_path / "emulated.json"
+    with EmulatedNodes(SMALL, targets_file=file) as nodes:
+        listed = {group["labels"]["node"]: group["targets"] for group in json.loads(file.read_text())}
+        assert {name: f"http://{address}/metrics" for name, (address,) in listed.items()} == nodes.metrics_urls
+        for name, (address,) in listed.items():
+            assert (
+                f'node_power_watts{{accelerator="kind of {name}",node="{name}"}}'
+                in get(f"http://{address}/metrics").data.decode()
+            )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_target_file_that_cannot_be_written_is_a_warning_and_the_nodes_run(tmp_path, caplog):
+    with EmulatedNodes(SMALL, targets_file=tmp_path / "nowhere" / "emulated.json") as nodes:
+        assert get(nodes.metrics_urls["a"]).status == 200
+    assert "emulated.json cannot be written, so Prometheus will not find its targets: No such file" in caplog.text
 
 
 def test_nodes_are_gone_after_an_exception():

@@ -2,6 +2,7 @@
 
 import argparse
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -14,7 +15,7 @@ from rich.console import Console
 import main_pregenerated
 from console import print_summary
 from inference_request import WORKERS
-from main_pregenerated import build_scenario, choose_cluster, main, parse_options
+from main_pregenerated import build_scenario, choose_cluster, main, parse_options, say_power_metrics
 from metric_collector import DEVICE_COLUMNS, RESULT_COLUMNS, RunFolder, decision_columns
 from slo_monitor import VIOLATION_COLUMNS
 from task_generator import save_trace, scenario_sha256
@@ -175,6 +176,36 @@ def test_malformed_prometheus_url_is_refused(refused, url):
     assert "--prometheus-url: expected an address such as" in refused("--prometheus-url", url)
 
 
+@pytest.mark.parametrize("port", ["0", "-1", "65536", "http", "", "²", "9105.0"])
+def test_metrics_port_that_is_no_port_is_refused(refused, port):
+    assert "--metrics-port: expected a port from 1 to 65535" in refused(f"--metrics-port={port}")
+
+
+def test_metrics_port_in_virtual_time_is_refused(refused):
+    assert "--metrics-port: a run in virtual time" in refused("--metrics-port", "9105", "--cluster", "simulated")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
+def test_metrics_port_that_is_taken_is_refused_before_anything_is_started(refused, address):
+    with socket.create_server((address, 0)) as other:
+        port = other.getsockname()[1]
+        assert f"--metrics-port: port {port} cannot be served: Address already in use" in refused("--metrics-port", port)
+
+
+def test_nodes_without_power_data_or_without_a_counter_are_named_in_one_line_each():
+    lines: list[str] = []
+    both = ("node_energy_joules_total", "node_power_watts")
+    found = {"coral1": both, "coral2": both[:1], "jetson1": (), "jetson2": (), "hailo1": both[1:]}
+    say_power_metrics(found, lines.append)
+    nothing, gauge_only = lines
+    assert nothing.startswith("no power data of jetson1, jetson2: expected node_energy_joules_total or node_power_watts")
+    assert gauge_only == "no node_energy_joules_total of hailo1: energy is the integral of node_power_watts"
+
+
+def test_nothing_is_said_of_power_where_every_node_has_its_counter():
+    say_power_metrics({"coral1": ("node_energy_joules_total",)}, lambda line: pytest.fail(line))
+
+
 @pytest.mark.parametrize(
     "option, workers, expected",
     [
@@ -315,6 +346,7 @@ def test_defaults_are_those_of_the_design():
         trace=None,
         save_trace=None,
         prometheus_url=None,
+        metrics_port=None,
         output=options.output,
         no_report=False,
         quiet=False,

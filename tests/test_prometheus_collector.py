@@ -11,7 +11,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from prometheus_collector import (
+    ENERGY_METRIC,
     HOST_QUERIES,
+    HOST_QUERY,
+    POWER_METRIC,
     NodeMetricsSource,
     PrometheusCollector,
     PrometheusSource,
@@ -246,11 +249,6 @@ def matrix(*results):
     return Reply(content={"status": "success", "data": {"resultType": "matrix", "result": list(results)}})
 
 
-def vector(value, *nodes):
-    result = [{"metric": {"node": node}, "value": [1.0, str(value)]} for node in nodes]
-    return Reply(content={"status": "success", "data": {"resultType": "vector", "result": result}})
-
-
 def query_of(asked):
     return parse_qs(urlsplit(asked.path).query)["query"][0]
 
@@ -273,6 +271,26 @@ def test_one_query_reads_all_nodes_and_keeps_their_timestamps():
     assert [(s.power_w, s.energy_j) for s in read["hailo1"]] == [(5.0, None)]
     expected = [now_unix_s - 2 + to_monotonic_s, now_unix_s - 1 + to_monotonic_s]
     assert [s.time_s for s in read["coral1"]] == pytest.approx(expected, abs=0.1)
+
+
+@pytest.mark.parametrize("ahead_s", [-3.0, -0.5, 0.0, 0.5, 3.0])
+def test_clock_of_the_server_that_differs_makes_no_counter_fall(ahead_s, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr("prometheus_collector.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("prometheus_collector.time.time", lambda: clock[0] + 1e9)
+
+    def answer(asked):
+        scraped = [at for at in np.arange(900.0, clock[0] + 0.01, 1.0).tolist() if at > clock[0] - 10]
+        return matrix(series(ENERGY_METRIC, "coral1", [(at + 1e9 + ahead_s, 5.0 * at) for at in scraped]))
+
+    with scripted_server(answer) as server:
+        collector = PrometheusCollector(PrometheusSource(server.url, ["coral1"], 10.0), ["coral1"], 1.0)
+        for _ in range(60):
+            collector.poll()
+            clock[0] += 0.7
+    energy = collector.energy(1000.0, 1030.0, {"coral1": 0.0})["coral1"]
+    assert energy.total_j == pytest.approx(150.0, abs=5.0 * 0.8)
+    assert energy.uncovered == 0.0
 
 
 def test_other_nodes_and_series_without_a_node_are_ignored():
@@ -322,11 +340,84 @@ def test_server_that_is_gone_or_silent_is_an_os_error():
             PrometheusSource(server.url, ["coral1"], 10.0).read()
 
 
-def test_host_metrics_are_read_by_name():
-    with scripted_server(lambda asked: vector(0.25, "coral1", "stranger")) as server:
+def test_host_metrics_are_read_by_one_query_and_told_apart_by_name():
+    figures = {name: 0.25 + index for index, name in enumerate(HOST_QUERIES)}
+    result = [
+        {"metric": {"node": node, "figure": name}, "value": [1.0, str(value)]}
+        for node in ("coral1", "stranger")
+        for name, value in figures.items()
+    ]
+    result.append({"metric": {"node": "hailo1", "figure": "cpu_busy_fraction"}, "value": [1.0, "NaN"]})
+    answer = Reply(content={"status": "success", "data": {"resultType": "vector", "result": result}})
+    with scripted_server(lambda asked: answer) as server:
         read = PrometheusSource(server.url, ["coral1", "hailo1"], 10.0).host_metrics()
-        assert sorted(map(query_of, server.asked)) == sorted(HOST_QUERIES.values())
-    assert read == {"coral1": dict.fromkeys(HOST_QUERIES, 0.25)}
+        assert list(map(query_of, server.asked)) == [HOST_QUERY]
+    assert all(query in HOST_QUERY for query in HOST_QUERIES.values())
+    assert read == {"coral1": figures}
+
+
+def test_poll_of_six_nodes_is_one_http_request():
+    nodes = [f"node{number}" for number in range(6)]
+
+    def answer(asked):
+        return matrix(*(series(metric, node, [(time.time(), 4.5)]) for node in nodes for metric in (POWER_METRIC, ENERGY_METRIC)))
+
+    with scripted_server(answer) as server:
+        collector = PrometheusCollector(PrometheusSource(server.url, nodes, 10.0), nodes, 1.0)
+        collector.poll()
+        assert len(server.asked) == 1
+        assert list(collector.latest) == nodes
+        collector.poll()
+        assert len(server.asked) == 2
+
+
+def test_series_that_follow_each_other_are_one_meter_that_was_replaced():
+    now = time.time()
+    answer = matrix(
+        series(ENERGY_METRIC, "coral1", [(now - 2, 3.0), (now - 1, 8.0)]),  # its successor comes first in the answer
+        series(ENERGY_METRIC, "coral1", [(now - 5, 100.0), (now - 4, 105.0)]),
+    )
+    with scripted_server(lambda asked: answer) as server:
+        read = PrometheusSource(server.url, ["coral1"], 10.0).read()["coral1"]
+    assert [sample.energy_j for sample in read] == [100.0, 105.0, 3.0, 8.0]
+
+
+def test_two_meters_of_a_node_at_the_same_time_are_named_once_and_not_mixed(caplog):
+    now = time.time()
+    twice = [
+        series(ENERGY_METRIC, "coral1", [(now - 2 + late, joules), (now - 1 + late, joules + 5)])
+        for late, joules in ((0.0, 100.0), (0.5, 9000.0))
+    ]
+    answer = matrix(*twice, series(POWER_METRIC, "coral1", [(now - 1, 4.5)]), series(ENERGY_METRIC, "hailo1", [(now - 1, 7.0)]))
+    with scripted_server(lambda asked: answer) as server:
+        source = PrometheusSource(server.url, ["coral1", "hailo1"], 10.0)
+        read = source.read()
+        source.read()
+    assert [(sample.power_w, sample.energy_j) for sample in read["coral1"]] == [(4.5, None)]
+    assert [sample.energy_j for sample in read["hailo1"]] == [7.0]
+    assert caplog.text.count('2 series of node_energy_joules_total{node="coral1"} at once') == 1
+
+
+def test_query_after_failures_reaches_back_to_the_last_answer(monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr("prometheus_collector.time.monotonic", lambda: clock[0])
+    replies = [matrix(), Reply(503), matrix(), matrix()]
+    with scripted_server(lambda asked: replies[len(server.asked) - 1]) as server:
+        source = PrometheusSource(server.url, ["coral1"], 10.0)
+        source.read()
+        clock[0] += 30.0
+        with pytest.raises(OSError, match="Prometheus at"):
+            source.read()
+        clock[0] += 30.0
+        source.read()
+        clock[0] += 86400.0
+        source.read()
+        assert [query_of(asked).partition("}")[2] for asked in server.asked] == [
+            "[10000ms]",
+            "[40000ms]",
+            "[70000ms]",
+            "[3600000ms]",
+        ]
 
 
 def test_polls_of_a_prometheus_server_keep_each_sample_once():
@@ -376,6 +467,92 @@ def test_failed_poll_is_counted_and_the_old_samples_stay_and_age(caplog):
     assert caplog.text.count("power poll failed: gone") == 1  # said once, not at every poll
 
 
+def test_outage_is_said_once_at_its_start_and_once_at_its_end(caplog):
+    answers = ListSource(OSError("gone"), OSError("gone"), {}, {}, OSError("gone again"), {})
+    collector = PrometheusCollector(answers, ["coral1"], 1.0)
+    for _ in range(6):
+        collector.poll()
+    assert [record.getMessage() for record in caplog.records] == [
+        "power poll failed: gone",
+        "power polls work again",
+        "power poll failed: gone again",
+        "power polls work again",
+    ]
+
+
+def test_power_of_a_node_with_only_a_counter_is_the_mean_between_its_last_two_values():
+    polls = [{"coral1": [PowerSample(float(t), None, j)]} for t, j in ((1, 100.0), (3, 109.0), (4, 2.0), (5, 8.0))]
+    collector = PrometheusCollector(ListSource(*polls), ["coral1"], 1.0)
+    seen = []
+    for _ in polls:
+        collector.poll()
+        seen.append(collector.latest["coral1"].power_w)
+    assert seen == [None, 4.5, None, 6.0]  # of a counter that restarted nothing is known
+    assert collector.latest["coral1"] == (5.0, 6.0, 8.0)
+
+
+def test_power_is_that_of_the_gauge_where_there_is_one():
+    samples = [PowerSample(1.0, 4.0, 100.0), PowerSample(2.0, 4.5, 107.0)]
+    collector = PrometheusCollector(ListSource({"coral1": samples}), ["coral1"], 1.0)
+    collector.poll()
+    assert collector.latest["coral1"] == samples[1]
+
+
+def test_latest_sample_without_a_value_is_not_up_however_young():
+    now_s = time.monotonic()
+    samples = [PowerSample(now_s - 0.5, 4.5), PowerSample(now_s, None)]
+    collector = PrometheusCollector(ListSource({"coral1": samples[:1]}, {"coral1": samples}), ["coral1"], 1.0)
+    collector.poll()
+    assert collector.is_up("coral1", 3600.0)
+    collector.poll()
+    assert not collector.is_up("coral1", 3600.0) and collector.latest["coral1"].power_w is None
+
+
+def test_metrics_of_each_node_are_those_it_showed_lately():
+    now_s = time.monotonic()
+    read = {
+        "both": [PowerSample(now_s - 3, None, 100.0), PowerSample(now_s - 2, 4.5)],
+        "counter": [PowerSample(now_s - 200, 4.5), PowerSample(now_s - 2, None, 100.0)],
+        "gauge": [PowerSample(now_s - 2, 4.5)],
+        "stale": [PowerSample(now_s - 200, 4.5, 100.0)],
+        "nan": [PowerSample(now_s - 2, None)],
+    }
+    collector = PrometheusCollector(ListSource(read), [*read, "none"], 1.0)
+    collector.poll()
+    assert collector.metrics(max_age_s=100.0) == {
+        "both": (ENERGY_METRIC, POWER_METRIC),
+        "counter": (ENERGY_METRIC,),
+        "gauge": (POWER_METRIC,),
+        "stale": (),
+        "nan": (),
+        "none": (),
+    }
+
+
+def test_polling_past_an_instant_waits_for_the_nodes_that_still_send_and_for_no_other():
+    now_s = time.monotonic()
+    before = {"coral1": [PowerSample(now_s - 1, 4.0)], "hailo1": [PowerSample(now_s - 900, 4.0)]}
+    past = {"coral1": [PowerSample(now_s, 4.0)]}
+    source = ListSource(before, before, past, OSError("nobody asks so often"))
+    collector = PrometheusCollector(source, ["coral1", "hailo1", "jetson1"], 0.01)
+    collector.poll_past(now_s, max_age_s=600.0)
+    assert source.polls == 3
+    assert collector.latest["coral1"].time_s == now_s
+
+
+def test_polling_past_an_instant_gives_up_when_nothing_comes():
+    now_s = time.monotonic()
+    source = ListSource({"coral1": [PowerSample(now_s - 1, 4.0)]}, OSError("gone"))
+    collector = PrometheusCollector(source, ["coral1"], 0.01)
+    collector.poll_past(now_s, max_age_s=600.0)
+    assert collector.failed_polls == source.polls - 1 > 1
+
+
+def test_counter_outside_the_window_does_not_hide_the_power_samples_inside():
+    samples = [PowerSample(float(t), None, 9.0 * t) for t in range(-60, -50)] + [PowerSample(float(t), 5.0) for t in range(11)]
+    assert node_energy(samples, 0, 10, 2.0, 1.0) == (50.0, 30.0, 0.0)
+
+
 def test_node_that_was_never_seen_is_not_up():
     assert not PrometheusCollector(ListSource({}), ["coral1"], 1.0).is_up("coral1", 1e9)
 
@@ -421,6 +598,13 @@ def test_series_that_is_not_as_agreed_is_an_os_error(series_of_node):
         pytest.raises(OSError, match=f"Prometheus at {server.url}"),
     ):
         PrometheusSource(server.url, ["coral1"], 10.0).read()
+
+
+def test_series_without_a_sample_or_a_name_is_ignored():
+    nameless = {"metric": {"node": "coral1"}, "values": [[time.time(), "1"]]}
+    empty = {"metric": {"__name__": POWER_METRIC, "node": "coral1"}, "values": []}
+    with scripted_server(lambda asked: matrix(nameless, empty, series(POWER_METRIC, "coral1", [(time.time(), 4.5)]))) as server:
+        assert [sample.power_w for sample in PrometheusSource(server.url, ["coral1"], 10.0).read()["coral1"]] == [4.5]
 
 
 def test_latest_sample_is_read_while_a_poll_waits():
