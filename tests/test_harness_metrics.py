@@ -333,7 +333,7 @@ def test_run_shows_itself_while_it_goes_on_and_marks_itself_when_it_is_over(tmp_
     targets.mkdir()
     with scripted_server(lambda asked: Reply(401)) as grafana:
         environment = {**os.environ, "GRAFANA_URL": grafana.url, "GRAFANA_TOKEN": TOKEN, TARGETS_VARIABLE: str(targets)}
-        command = [sys.executable, "main_pregenerated.py", "--cluster", "emulated", "--duration", "4", "--quiet", "--no-report"]
+        command = [sys.executable, "main_pregenerated.py", "--cluster", "emulated", "--duration", "15", "--quiet", "--no-report"]
         with subprocess.Popen(
             [*command, "--metrics-port", str(port), "--output", str(tmp_path / "results")],
             cwd=PROJECT_ROOT,

@@ -529,7 +529,8 @@ def test_metrics_of_each_node_are_those_it_showed_lately():
     }
 
 
-def test_polling_past_an_instant_waits_for_the_nodes_that_still_send_and_for_no_other():
+def test_polling_past_an_instant_waits_for_the_nodes_that_still_send_and_for_no_other(monkeypatch):
+    monkeypatch.setattr("prometheus_collector._LONGEST_PAUSE_S", 30.0)
     now_s = time.monotonic()
     before = {"coral1": [PowerSample(now_s - 1, 4.0)], "hailo1": [PowerSample(now_s - 900, 4.0)]}
     past = {"coral1": [PowerSample(now_s, 4.0)]}

@@ -37,7 +37,11 @@ def stack(folder: Path, port: int) -> Iterator[subprocess.Popen[str]]:
         try:
             yield process
         finally:
-            process.kill()
+            process.terminate()  # killed, it would leave its Prometheus behind
+            try:
+                process.wait(60.0)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def said(process: subprocess.Popen[str]) -> list[str]:

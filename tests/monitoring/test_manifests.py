@@ -382,7 +382,7 @@ def targets(tmp_path_factory):
         fixed["static_configs"] = [{"targets": [address], "labels": labels} for address, labels in discovered_by(job)]
         file = folder / f"{job['job_name']}.yml"
         file.write_text(yaml.safe_dump({"global": CONFIG["global"], "scrape_configs": [fixed]}))
-        done = promtool("check", "service-discovery", "--timeout=1s", file, job["job_name"])
+        done = promtool("check", "service-discovery", "--timeout=5s", file, job["job_name"])
         assert done.returncode == 0, done.stdout + done.stderr
         return [
             {**target["labels"], "pod": target["discoveredLabels"].get("__meta_kubernetes_pod_name")}

@@ -34,7 +34,9 @@ class Chip:
 
     def show(self, name, volts, amperes):
         for file, value in zip(self._files[name], (volts, amperes), strict=True):
-            file.write_text(f"{round(value * 1000)}\n")
+            new = file.with_name(f".{file.name}.new")
+            new.write_text(f"{round(value * 1000)}\n")
+            new.replace(file)  # sysfs never shows half a value
 
     def unplug(self, name):
         for file in self._files[name]:
