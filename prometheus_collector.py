@@ -398,9 +398,21 @@ def node_energy(samples: Sequence[PowerSample], start_s: float, end_s: float, id
     if len(counted) >= 2:
         first_s, last_s = np.clip([start_s, end_s], times[0], times[-1]).tolist()
         total_j = counter_increase(times, values, first_s, last_s)
-        return NodeEnergy(total_j, total_j - idle_w * (last_s - first_s), uncovered)
+        counted_s = last_s - first_s - _stood_still_s(times, values, first_s, last_s, idle_w, 2 * interval_s)
+        return NodeEnergy(total_j, total_j - idle_w * counted_s, uncovered)
     total_j = power_integral(times, values, start_s, end_s)
     return NodeEnergy(total_j, total_j - idle_w * (end_s - start_s), uncovered)
+
+
+def _stood_still_s(times_s: Floats, values: Floats, start_s: float, end_s: float, idle_w: float, reach_s: float) -> float:
+    """Seconds of a window in which the meter was away and its counter stood still, so that idle power must not be taken off them.
+
+    These are steps longer than `reach_s` in which the counter grew by less than half of what the idle node takes, or fell.
+    """
+    steps_s, grown = np.diff(times_s), np.diff(values)
+    still = (steps_s > reach_s) & (grown < 0.5 * idle_w * steps_s)
+    inside_s = np.minimum(times_s[1:], end_s) - np.maximum(times_s[:-1], start_s)
+    return float(np.maximum(inside_s, 0.0)[still].sum())
 
 
 def counter_increase(times_s: Floats, values: Floats, start_s: float, end_s: float) -> float:

@@ -678,3 +678,19 @@ def test_host_figures_that_cannot_be_read_cost_no_power_sample():
     collector.poll()
     assert collector.latest == {"coral1": PowerSample(1.0, 4.0)}
     assert collector.failed_polls == 1 and collector.host_metrics(0.0, math.inf) == {}
+
+
+def test_no_idle_power_is_taken_off_while_a_meter_was_away_and_its_counter_stood_still():
+    before = [PowerSample(float(t), None, 5.0 * t) for t in range(101)]
+    after = [PowerSample(float(t), None, 5.0 * (t - 10)) for t in range(110, 201)]
+    total_j, above_j, uncovered = node_energy([*before, *after], 0.0, 200.0, 3.0, 1.0)
+    assert total_j == pytest.approx(5.0 * 190)
+    assert above_j == pytest.approx(2.0 * 190)  # 5 W measured, 3 W idle, for the 190 s that the counter counted
+    assert uncovered == pytest.approx(6 / 200)
+
+
+def test_idle_power_is_taken_off_where_only_the_scrapes_failed_and_the_counter_went_on():
+    samples = [PowerSample(float(t), None, 3.0 * t) for t in range(201) if not 100 < t < 110]
+    total_j, above_j, _ = node_energy(samples, 0.0, 200.0, 3.0, 1.0)
+    assert total_j == pytest.approx(600.0)
+    assert above_j == pytest.approx(0.0)

@@ -30,6 +30,7 @@ def start_watchdog(
     """
 
     def watch() -> None:
+        """Look again and again, until there is a reason to end."""
         while True:
             defect = accelerator.defect()
             if defect is not None:
