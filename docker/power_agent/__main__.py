@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from power_agent.agent import run
+from power_agent.meter import BluetoothHangs
 from power_agent.rows import InvalidRows, load_rows
 from power_agent.set_up import print_meters, print_readings
 
@@ -33,6 +34,12 @@ def main() -> int:
     except InvalidRows as error:
         print(f"power_agent: {error}", file=sys.stderr)
         return BAD_USAGE
+    except BluetoothHangs as error:
+        print(
+            f"power_agent: {error}; ending, to be started anew (if that does not help: systemctl restart bluetooth)",
+            file=sys.stderr,
+        )
+        return FAILED
     except OSError as error:
         print(f"power_agent: {options.textfile or f'{options.listen}:{options.port}'}: {error}", file=sys.stderr)
         return FAILED

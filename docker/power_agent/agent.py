@@ -45,6 +45,7 @@ async def run(rows: Sequence[Row], sysfs: Path, listen: tuple[str, int] | None, 
 
     Raises:
         OSError: the port cannot be opened, or the folder not be written.
+        BluetoothHangs: the host's Bluetooth service does not answer; its sensors are read no more.
     """
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -14,7 +14,7 @@ from power_agent.measurement import Measurement, Reading
 DEFAULT_RAIL = "POM_5V_IN"
 """Input of a Jetson Nano's module. The rest of the carrier board does not pass through it."""
 
-PERIOD_S = 0.1
+PERIOD_S = 0.2  # the board that is measured does the reading
 RETRY_S = 1.0
 READ = "read"
 ERROR_KINDS = (READ,)
@@ -111,4 +111,5 @@ class Ina3221:
                     await asyncio.sleep(next_s - now_s)
             except (RailNotFound, OSError, ValueError) as error:
                 self._measurement.failed(READ, str(error))
+                self._measurement.lost()
                 await asyncio.sleep(RETRY_S)

@@ -47,10 +47,6 @@ class Snapshot:
         """Seconds since the sample."""
         return now_s - self.time_s
 
-    def is_fresh(self, now_s: float) -> bool:
-        """Whether the sample is young enough to be exposed."""
-        return self.age_s(now_s) <= LONGEST_GAP_S
-
 
 class EnergyIntegral:
     """Joins samples by straight lines (trapezoidal rule), except over gaps.
@@ -108,6 +104,7 @@ class Measurement:
         self.snapshot: Snapshot | None = None
         self.errors = Counter(dict.fromkeys(error_kinds, 0))
         self._integral = EnergyIntegral()
+        self._delivers = False
         self._logged: set[str] = set()
 
     def add(self, time_s: float, reading: Reading) -> None:
@@ -117,10 +114,19 @@ class Measurement:
             time_s: when, on the monotonic clock.
             reading: volts and amperes.
         """
-        if self.snapshot is None or not self.snapshot.is_fresh(time_s):
+        if not self.is_fresh(time_s):
             logger.info("%s: reads %.2f V, %.2f A", self.node, reading.voltage_v, reading.current_a)
             self._logged.clear()
         self.snapshot = self._integral.add(time_s, reading.power_w)
+        self._delivers = True
+
+    def lost(self) -> None:
+        """The sensor is known to deliver nothing any more, until it adds a reading again."""
+        self._delivers = False
+
+    def is_fresh(self, now_s: float) -> bool:
+        """Whether the latest sample may be exposed: the sensor was not lost since, and it is at most `LONGEST_GAP_S` old."""
+        return self._delivers and self.snapshot is not None and self.snapshot.age_s(now_s) <= LONGEST_GAP_S
 
     def failed(self, kind: str, reason: str) -> None:
         """Count a failure; log the first of its kind since the sensor began, or began again, to deliver."""

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import logging
-from typing import NoReturn
+from collections.abc import Coroutine
+from typing import Any, NoReturn, TypeVar
 
 from bleak import BleakAdapter, BleakClient, BleakScanner
 from bleak.backends.characteristic import BleakGATTCharacteristic
@@ -18,7 +19,12 @@ GENERIC_UUIDS = ["1800", "1801"]
 NAME_ENDS = ("-BLE", "_BLE")
 
 SCAN_TIMEOUT_S = 10.0
-CONNECT_TIMEOUT_S = 20.0
+FIND_TIMEOUT_S = 4.0
+"""How long one meter is searched: another one that is to be read again waits meanwhile."""
+
+CONNECT_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 5.0
+HANG_S = 60.0
 END_TIMEOUT_S = 3.0
 SILENCE_S = 2 * LONGEST_GAP_S
 FIRST_PAUSE_S = 1.0
@@ -32,6 +38,8 @@ ERROR_KINDS = (CHECKSUM, CONNECTION, DEVICE_TYPE, DISCONNECTED, NOT_FOUND, SILEN
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 class SessionEnded(Exception):
     """A meter was not reached or is gone.
@@ -44,6 +52,10 @@ class SessionEnded(Exception):
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
         self.kind = kind
+
+
+class BluetoothHangs(Exception):
+    """BlueZ has not answered a search; what it holds of us is unknown, so that only a new process can search again."""
 
 
 class AtorchMeter:
@@ -64,7 +76,11 @@ class AtorchMeter:
         self._gone = asyncio.Event()
 
     async def run(self) -> None:
-        """Read until the task is cancelled; after a failure, pause 1 s, then twice as long each time, at most 30 s."""
+        """Read until the task is cancelled; after a failure, pause 1 s, then twice as long each time, at most 30 s.
+
+        Raises:
+            BluetoothHangs: this process cannot search any more.
+        """
         pause_s = FIRST_PAUSE_S
         while True:
             self._frames, self._heard, self._gone = FrameReader(), asyncio.Event(), asyncio.Event()
@@ -73,35 +89,45 @@ class AtorchMeter:
                 await self._session()
             except SessionEnded as error:
                 self._measurement.failed(error.kind, str(error))
+            except BluetoothHangs:
+                raise
             except Exception as error:  # whatever bleak, D-Bus or BlueZ come up with: the other meters are to be read on
                 self._measurement.failed(CONNECTION, f"{self._address}: {type(error).__name__}: {error}")
+            self._measurement.lost()
             if self._measurement.snapshot is not before:
                 pause_s = FIRST_PAUSE_S
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def _session(self) -> NoReturn:
-        client = await self._connected()
+        async with self._radio:
+            client = await self._connected()
         try:
-            await client.start_notify(NOTIFY_UUID, self._on_data)
+            await _within(ANSWER_TIMEOUT_S, client.start_notify(NOTIFY_UUID, self._on_data), "send readings")
             await self._listen()
         finally:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(END_TIMEOUT_S):
-                    await client.disconnect()
+            with contextlib.suppress(Exception):  # why the session ended is what is to be said
+                await _within(END_TIMEOUT_S, client.disconnect(), "disconnect")
 
     async def _connected(self) -> BleakClient:
-        async with self._radio:
-            device = await _already_connected(self._address)
-            device = device or await BleakScanner.find_device_by_address(self._address, timeout=SCAN_TIMEOUT_S)
-            if device is None:
-                raise SessionEnded(
-                    NOT_FOUND, f"no meter {self._address} in range within {SCAN_TIMEOUT_S:g} s; --scan lists those that are"
-                )
-            gone = self._gone
-            client = BleakClient(device, disconnected_callback=lambda _: gone.set(), timeout=CONNECT_TIMEOUT_S)
-            await client.connect()
-            return client
+        device = await _within(ANSWER_TIMEOUT_S, _already_connected(self._address), "list its connections")
+        device = device or await self._found()
+        if device is None:
+            raise SessionEnded(
+                NOT_FOUND, f"no meter {self._address} in range within {FIND_TIMEOUT_S:g} s; --scan lists those that are"
+            )
+        gone = self._gone
+        client = BleakClient(device, disconnected_callback=lambda _: gone.set(), timeout=CONNECT_TIMEOUT_S)
+        await _within(CONNECT_TIMEOUT_S + ANSWER_TIMEOUT_S, client.connect(), "connect")
+        return client
+
+    async def _found(self) -> BLEDevice | None:
+        """The meter, if it is in range. A search is not broken off: BlueZ would still hold it, and refuse every further one."""
+        try:
+            search = BleakScanner.find_device_by_address(self._address, timeout=FIND_TIMEOUT_S)
+            return await _within(FIND_TIMEOUT_S + HANG_S, search, "search")
+        except SessionEnded as error:
+            raise BluetoothHangs(str(error)) from None
 
     async def _listen(self) -> NoReturn:
         """Wait while readings arrive."""
@@ -126,6 +152,30 @@ class AtorchMeter:
             else:
                 self._measurement.add(asyncio.get_running_loop().time(), outcome)
             self._heard.set()
+
+
+async def _within(timeout_s: float, work: Coroutine[Any, Any, T], what: str) -> T:
+    """What `work` gives, if it does so in time.
+
+    bleak waits for BlueZ without an end, also while it cleans up after a cancellation. Such work is left behind, so that one
+    meter does not keep the others waiting.
+
+    Raises:
+        SessionEnded: it did not.
+    """
+    task = asyncio.create_task(work)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=timeout_s)
+        if not done:
+            raise SessionEnded(CONNECTION, f"Bluetooth, told to {what}, has not answered for {timeout_s:g} s")
+        return task.result()
+    finally:
+        for _ in range(2):  # the second time breaks off its cleaning up
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task}, timeout=END_TIMEOUT_S)
+        if task.done() and not task.cancelled():
+            task.exception()  # seen: asyncio need not complain of it
 
 
 async def _already_connected(address: str) -> BLEDevice | None:

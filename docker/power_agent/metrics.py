@@ -17,8 +17,8 @@ TEXTFILE = "power_agent.prom"
 class PowerCollector(Collector):
     """Reads all measurements when Prometheus asks.
 
-    A node whose latest sample is older than `LONGEST_GAP_S` has neither watts nor joules: a figure that stands still would be
-    taken for a measurement. Its joules go on from where they were when it is back.
+    A node whose sensor is lost, or whose latest sample is older than `LONGEST_GAP_S`, has neither watts nor joules: a figure that
+    stands still would be taken for a measurement. Its joules go on from where they were when it is back.
 
     Args:
         measurements: one for each node.
@@ -39,7 +39,7 @@ class PowerCollector(Collector):
         errors = CounterMetricFamily("power_agent_errors", "What went wrong with a sensor.", labels=["node", "kind"])
         for measurement in self._measurements:
             snapshot, now_s = measurement.snapshot, self._clock()
-            fresh = snapshot is not None and snapshot.is_fresh(now_s)
+            fresh = measurement.is_fresh(now_s)
             up.add_metric([measurement.node], float(fresh))
             for kind, count in measurement.errors.items():
                 errors.add_metric([measurement.node, kind], count)

@@ -113,6 +113,8 @@ class Bluez:
         self.bus_address = address
         self.meters = {meter.address: meter for meter in meters}
         self.calls = []
+        self.unanswered = set()  # calls that hang, by member or by member and path
+        self._held = []
         self._discovering = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="bluez")
@@ -139,6 +141,11 @@ class Bluez:
     def appear(self, address):
         """The meter is in range again."""
         self._do(self._appear(self.meters[address]))
+
+    def answer_again(self):
+        """Nothing hangs any more; what was called meanwhile is answered late, as by a service that was stopped."""
+        self.unanswered.clear()
+        self._do(self._answer_held())
 
     def _do(self, work):
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_S)
@@ -202,8 +209,15 @@ class Bluez:
         if work is None:
             return None
         self.calls.append((message.member, message.path))
-        self._loop.create_task(self._answer(work, message))
+        if {message.member, (message.member, message.path)} & self.unanswered:
+            self._held.append((work, message))
+        else:
+            self._loop.create_task(self._answer(work, message))
         return True
+
+    async def _answer_held(self):
+        while self._held:
+            await self._answer(*self._held.pop(0))
 
     async def _answer(self, work, message):
         found = [meter for meter in self.meters.values() if message.path.startswith(meter.path)]

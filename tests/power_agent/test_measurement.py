@@ -103,3 +103,16 @@ def test_a_trouble_is_counted_each_time_and_logged_once_until_the_sensor_is_back
     assert measurement.errors == {"checksum": 8}
     reads, wrong = "coral1: reads 5.00 V, 0.50 A", "coral1: checksum: a frame ends wrong"
     assert caplog.messages == [wrong, reads, wrong, reads]
+
+
+def test_a_sensor_that_is_lost_has_no_fresh_figure_until_it_reads_again():
+    measurement = Measurement("coral1", "coral", ())
+    assert not measurement.is_fresh(0.0)
+    measurement.add(0.0, Reading(5.0, 0.5))
+    assert measurement.is_fresh(LONGEST_GAP_S)
+    assert not measurement.is_fresh(LONGEST_GAP_S + 0.01)
+    measurement.lost()
+    assert not measurement.is_fresh(0.1)
+    measurement.add(2.0, Reading(5.0, 0.5))
+    assert measurement.is_fresh(2.1)
+    assert measurement.snapshot and measurement.snapshot.energy_j == 5.0  # a loss this short is no gap

@@ -70,9 +70,10 @@ def test_a_meter_out_of_range_leaves_no_figure_and_is_found_again(bluez, serve):
         bluez.vanish(CORAL_ADDRESS)
         assert eventually(lambda: agent.figure("power_agent_up", "coral1") == 0)
         gone = agent.figures()
-        assert not {(POWER, *CORAL), (ENERGY, *CORAL)} & gone.keys()
-        assert gone["power_agent_sample_age_seconds", "coral1"] > LONGEST_GAP_S
         assert gone["power_agent_errors_total", "coral1", "disconnected"] == 1
+        assert not {(POWER, *CORAL), (ENERGY, *CORAL)} & gone.keys()
+        assert eventually(lambda: agent.figure("power_agent_sample_age_seconds", "coral1") > LONGEST_GAP_S)
+        assert not {(POWER, *CORAL), (ENERGY, *CORAL)} & agent.figures().keys()
 
         bluez.appear(CORAL_ADDRESS)
         assert eventually(lambda: bluez.send(CORAL_ADDRESS, frame_of(500, 400))), agent.log
@@ -138,22 +139,22 @@ def test_scan_lists_what_looks_like_a_meter(monkeypatch, bluez):
     assert asyncio.run(meter_module.scan(5.0)) == [f"{JETSON_ADDRESS}  UD18-BLE  -60 dBm", f"{CORAL_ADDRESS}  UC96_BLE  -60 dBm"]
 
 
-def in_process(bluez, monkeypatch, holds, **constants):
-    """Run a meter on this test's loop until something holds of its measurement."""
+def in_process(bluez, monkeypatch, holds, addresses=(CORAL_ADDRESS,), **constants):
+    """Run meters on this test's loop until something holds of their measurements."""
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", bluez.bus_address)
     for name, value in constants.items():
         monkeypatch.setattr(meter_module, name, value)
 
     async def read():
-        measurement = Measurement("coral1", "coral", meter_module.ERROR_KINDS)
-        task = asyncio.create_task(meter_module.AtorchMeter(CORAL_ADDRESS, measurement, asyncio.Lock()).run())
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                while not holds(measurement):
-                    await asyncio.sleep(0.005)
-        finally:
-            task.cancel()
-            await asyncio.wait({task})
+        measurements = [Measurement(address, "coral", meter_module.ERROR_KINDS) for address in addresses]
+        radio = asyncio.Lock()
+        meters = [meter_module.AtorchMeter(of.node, of, radio) for of in measurements]
+        async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
+            tasks = [group.create_task(meter.run()) for meter in meters]
+            while not holds(*measurements):
+                await asyncio.sleep(0.005)
+            for task in tasks:
+                task.cancel()
 
     asyncio.run(read())
 
@@ -161,6 +162,51 @@ def in_process(bluez, monkeypatch, holds, **constants):
 def test_a_meter_that_is_connected_and_silent_is_connected_anew(bluez, monkeypatch):
     in_process(bluez, monkeypatch, lambda found: found.errors["silent"] > 1, SILENCE_S=0.1, FIRST_PAUSE_S=0.01)
     assert bluez.calls.count(("Connect", bluez.meters[CORAL_ADDRESS].path)) > 1
+
+
+QUICK = {
+    **{"ANSWER_TIMEOUT_S": 0.1, "CONNECT_TIMEOUT_S": 0.1, "FIND_TIMEOUT_S": 0.2, "END_TIMEOUT_S": 0.05, "FIRST_PAUSE_S": 0.01},
+    "LONGEST_PAUSE_S": 0.1,
+}
+
+
+@pytest.mark.parametrize("member", ["Connect", "StartNotify", "Disconnect"])
+def test_a_meter_whose_bluetooth_hangs_does_not_keep_another_from_being_read(bluez, monkeypatch, member):
+    coral = bluez.meters[CORAL_ADDRESS]
+    bluez.unanswered |= {(member, coral.path), (member, coral.characteristic)}
+
+    def hung_and_read(coral, jetson):
+        bluez.send(JETSON_ADDRESS, frame_of(500, 200))
+        return coral.errors["silent" if member == "Disconnect" else "connection"] > 1 and jetson.snapshot is not None
+
+    both = (CORAL_ADDRESS, JETSON_ADDRESS)
+    in_process(bluez, monkeypatch, hung_and_read, both, SILENCE_S=0.3, **QUICK)
+
+
+@pytest.mark.parametrize("member", ["StartDiscovery", "StopDiscovery", "Connect", "StartNotify"])
+def test_a_bluetooth_service_that_hung_is_used_again(bluez, monkeypatch, member):
+    bluez.unanswered |= {member}
+    hung = []
+
+    def read_after_a_hang(coral):
+        if member in {name for name, _ in bluez.calls}:
+            hung.append(coral.snapshot)
+        if len(hung) == 100:  # looked at every 5 ms: longer than any of QUICK
+            bluez.answer_again()
+        bluez.send(CORAL_ADDRESS, frame_of(500, 200))
+        return coral.snapshot is not None
+
+    in_process(bluez, monkeypatch, read_after_a_hang, HANG_S=PATIENCE_S, **QUICK)
+    assert len(hung) >= 100
+    assert set(hung[:100]) == {None}
+
+
+@pytest.mark.parametrize("member", ["StartDiscovery", "StopDiscovery"])
+def test_a_search_that_is_never_answered_ends_the_agent(bluez, monkeypatch, member):
+    bluez.unanswered |= {member}
+    with pytest.raises(BaseExceptionGroup) as raised:
+        in_process(bluez, monkeypatch, lambda coral: False, HANG_S=0.3, **QUICK)
+    assert raised.group_contains(meter_module.BluetoothHangs, match="told to search, has not answered for 0.5 s")
 
 
 def test_a_meter_that_is_not_there_is_searched_ever_more_rarely(bluez, monkeypatch):
@@ -174,5 +220,5 @@ def test_a_meter_that_is_not_there_is_searched_ever_more_rarely(bluez, monkeypat
 
     bluez.vanish(CORAL_ADDRESS)
     monkeypatch.setattr(asyncio, "sleep", noted)
-    in_process(bluez, monkeypatch, lambda found: found.errors["not_found"] > 6, SCAN_TIMEOUT_S=0.02)
+    in_process(bluez, monkeypatch, lambda found: found.errors["not_found"] > 6, FIND_TIMEOUT_S=0.02)
     assert pauses[:7] == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
