@@ -44,9 +44,9 @@ setup: ## make .venv and install what requirements.lock names (up to date: does 
 run: setup ## run one experiment of 60 s
 	@exec $(PY) main_pregenerated.py --duration 60 $(ARGS)
 
-test: setup ## run the tests
+test: setup ## run the tests, two files at a time (one: ARGS="-n 0")
 	@echo 'test: pytest'
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: setup ## ruff check, and Python 3.6 syntax where a Jetson Nano needs it
 	@echo 'lint: ruff check'

@@ -1,11 +1,12 @@
 """A real Prometheus, other programs of Debian packages and small exporters, on loopback, for the tests that need them."""
 
 import json
+import secrets
 import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from wsgiref.simple_server import WSGIServer
@@ -18,6 +19,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from tests.helpers import eventually
 
 PROMETHEUS, NODE_EXPORTER, PROMTOOL = "prometheus", "prometheus-node-exporter", "promtool"
+_PORTS = range(20000, 30000)
 _PACKAGE = {PROMTOOL: "prometheus"}
 
 Labels = dict[str, str]
@@ -83,9 +85,11 @@ def program(name: str) -> str:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 on which nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """A port of 127.0.0.1 on which nothing listens; not of those that the kernel gives away by itself, so that it stays free."""
+    while True:
+        port = secrets.choice(_PORTS)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Every query of every panel and rule, put to a real Prometheus that holds real data.
 
-Real: the emulated nodes and the harness under load, node-exporter on this machine, and a second node-exporter that reads the
-sensors of boards from a directory tree. Stand-ins under the real names of their metrics, as their origins cannot run here:
-kube-state-metrics, the power agent, and what only the servers of a Jetson and a Hailo export.
+Real: the emulated nodes and the harness under load, node-exporter on this machine, a second node-exporter and a power agent that
+read the sensors of boards from directory trees. Stand-ins under the real names of their metrics, as their origins cannot run
+here: kube-state-metrics, and what only the servers of a Jetson and a Hailo export.
 """
 
 import json
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from tests.monitoring.prometheus_process import (
     program,
     prometheus,
 )
+from tests.power_agent.agent_process import serving
+from tests.power_agent.sysfs_tree import Chip
 from utils import PROJECT_ROOT
 
 FILES = sorted(DASHBOARDS.glob("*.json"))
@@ -90,13 +93,6 @@ def kube_state_metrics(registry: CollectorRegistry) -> None:
     conditions.labels("coral1", "Ready", "true").set(1)
 
 
-def power_agent(registry: CollectorRegistry) -> None:
-    """What the power agent says of itself, which needs a meter."""
-    Gauge("power_agent_up", "", ["node"], registry=registry).labels("coral1").set(1)
-    Gauge("power_agent_sample_age_seconds", "", ["node"], registry=registry).labels("coral1").set(0.4)
-    Counter("power_agent_errors", "", ["node", "kind"], registry=registry).labels("coral1", "checksum")
-
-
 def boards_servers(registry: CollectorRegistry) -> None:
     """What only the servers of a Jetson and a Hailo export, which need their devices."""
     Gauge("gpu_memory_bytes", "", registry=registry).set(6.0e8)
@@ -124,17 +120,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrometheusProce
         only_sensors = ["--collector.disable-defaults", "--collector.hwmon", "--collector.thermal_zone"]
         sys_folder = boards_sensors(folder / "sys")
         boards = stack.enter_context(node_exporter(folder / "boards", *only_sensors, f"--path.sysfs={sys_folder}"))
-        served = {kind: stack.enter_context(exporter(kind)) for kind in (kube_state_metrics, power_agent, boards_servers)}
+        served = {kind: stack.enter_context(exporter(kind)) for kind in (kube_state_metrics, boards_servers)}
+        Chip(folder / "power" / "sys", "iio", {"POM_5V_IN": (5.0, 0.5)})
+        rail = "{node: jetson3, accelerator: jetson, sensor: ina3221}"
+        agent = stack.enter_context(serving(folder / "power", [rail], "jetson3", "--sysfs", folder / "power" / "sys"))
         full = stack.enter_context(full_server())
         config = {
-            "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
+            "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
             "scrape_configs": [
                 job("inference-server", {"full": [full], "hailo1": [served[boards_servers]]}, "targets/emulated.json"),
                 job("harness", {}, "targets/harness.json"),
                 job("node-exporter", {"coral1": [this_machine, boards]}),
                 job("kube-state-metrics", {"master": [served[kube_state_metrics]]}),
-                job("power-agent", {"coral1": [served[power_agent]]}),
+                job("power-agent", {"jetson3": [urllib3.util.parse_url(agent.url).netloc]}),
             ],
+            "rule_files": [str(file) for file in RULES],
         }
         running = stack.enter_context(prometheus(config, folder))
         stack.enter_context(harness(running.url, folder, targets))
@@ -277,23 +277,19 @@ def test_a_picture_holds_every_panel_with_its_series():
 
 
 def test_every_rule_and_all_that_it_reads_returns_series(server):
-    recorded = {name: expression for name, expression in rules() if ":" in name}
-    expressions = {name: unfiltered(expanded(expression, recorded)) for name, expression in rules()}
+    recorded = [name for name, _ in rules() if ":" in name]
+    expressions = {name: unfiltered(expression) for name, expression in rules()}
     read = {name: selectors(expression) for name, expression in expressions.items()}
-    found = counts(server, [*expressions.values(), *(selector for selectors in read.values() for selector in selectors)])
+    found = counts(server, [*recorded, *expressions.values(), *chain.from_iterable(read.values())])
     print(f"\n{'series':>6}  rule")
     for name, expression in expressions.items():
         print(f"{found[expression]:>6}  {name}")
     assert not [name for name, expression in expressions.items() if not found[expression]]
     assert not [(name, selector) for name in read for selector in read[name] if not found[selector]]
-
-
-def expanded(expression: str, recorded: dict[str, str]) -> str:
-    """`expression` with what other rules record put in, as no rules are loaded here."""
-    while names := [name for name in recorded if re.search(rf"(?<![\w:]){name}(?![\w:])", expression)]:
-        for name in names:
-            expression = re.sub(rf"(?<![\w:]){name}(?![\w:])", f"({recorded[name]})", expression)
-    return expression
+    assert not [name for name in recorded if not found[name]]
+    loaded = [rule for group in server.api("rules")["groups"] for rule in group["rules"]]
+    health = {rule["name"]: (rule["health"], rule.get("lastError")) for rule in loaded}
+    assert health == {name: ("ok", None) for name, _ in rules()}
 
 
 def expression_of(title: str, range_s: int = RANGE_S) -> str:

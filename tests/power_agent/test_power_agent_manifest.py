@@ -97,6 +97,7 @@ def test_it_runs_on_every_worker_and_says_which_host_it_is_on():
     assert POD["nodeSelector"] == {"kubernetes.io/arch": "arm64"}
     (term,) = POD["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
     assert term == {"matchExpressions": [{"key": "node-role.kubernetes.io/control-plane", "operator": "DoesNotExist"}]}
+    assert POD["tolerations"] == [{"operator": "Exists"}]
     (name,) = CONTAINER["env"]
     assert name == {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
 
