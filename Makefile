@@ -10,7 +10,7 @@ PY36_SOURCES := $(shell find docker/inference_server docker/jetson_inference_ser
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r target does; do \
-		printf '%-16s %s\n' "$$target" "$$does"; \
+		printf '%-24s %s\n' "$$target" "$$does"; \
 	done
 	@echo 'ARGS="..." goes to the program: make run ARGS="--duration 20 --seed 7", make test ARGS="-k topsis".'
 
