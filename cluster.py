@@ -184,7 +184,7 @@ class Cluster(ABC):
             if sample is None:
                 node.power_age_s = node.power_w = None
             else:
-                sampled_s, power_w, _ = sample
+                sampled_s, power_w, _, _ = sample
                 node.power_age_s = age_s = clock_s - sampled_s
                 node.power_w = power_w if age_s <= max_age_s else None
 

@@ -118,9 +118,14 @@ class EmulatedNodes:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Stop all servers; a second call does nothing."""
-        if self._targets_file:
-            remove_targets(self._targets_file)
+        """Stop all servers, whatever becomes of the target file; a second call does nothing."""
+        try:
+            if self._targets_file:
+                remove_targets(self._targets_file)
+        finally:
+            self._stop()
+
+    def _stop(self) -> None:
         for process in self._processes.values():
             process.terminate()
         for process in self._processes.values():

@@ -3,6 +3,7 @@
 import html
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 TARGETS_VARIABLE = "MONITOR_TARGETS"
 _DEFAULT_TARGETS = PROJECT_ROOT / ".cache" / "monitor" / "targets"
+_FILE_OF_A_PROCESS = re.compile(r"\.?(?:emulated|harness)-([1-9][0-9]{0,8})\.json(?:\.tmp)?")
 _LAG_BUCKETS_S = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 _RESPONSE_BUCKETS_S = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 1.0, 2.0, 5.0, 10.0)
 
@@ -125,19 +127,41 @@ class HarnessMetrics:
 
 
 def targets_folder() -> Path | None:
-    """Where a Prometheus looks for target files: MONITOR_TARGETS, else the folder of `make monitor`; None where there is none."""
+    """Where a Prometheus looks for target files: MONITOR_TARGETS, else the folder of `make monitor`; None where there is none.
+
+    A folder that is named and not there is warned of.
+    """
     named = os.environ.get(TARGETS_VARIABLE)
+    if named == "":
+        return None
     folder = _DEFAULT_TARGETS if named is None else Path(named)
-    return folder if named != "" and folder.is_dir() else None
+    if os.path.isdir(folder):
+        return folder
+    if named is not None:
+        logger.warning("%s: %s is no folder, so Prometheus will not find this run", TARGETS_VARIABLE, folder)
+    return None
+
+
+def targets_file(folder: Path, kind: str) -> Path:
+    """Target file of this process, so that two runs at once have one each.
+
+    Args:
+        folder: where Prometheus looks.
+        kind: emulated or harness.
+    """
+    return folder / f"{kind}-{os.getpid()}.json"
 
 
 def write_targets(file: Path, labels_of: Mapping[str, Mapping[str, str]]) -> None:
     """Write a target file of Prometheus (`file_sd`), whole or not at all; one that cannot be written is only warned of.
 
+    What killed runs left in the folder goes first.
+
     Args:
         file: where Prometheus looks for it.
         labels_of: labels of each target, by its host:port.
     """
+    remove_targets_of_the_dead(file.parent)
     groups = [{"targets": [address], "labels": dict(labels)} for address, labels in labels_of.items()]
     try:
         write_json_atomically(file, groups)
@@ -146,8 +170,32 @@ def write_targets(file: Path, labels_of: Mapping[str, Mapping[str, str]]) -> Non
 
 
 def remove_targets(file: Path) -> None:
-    """Take a target file away; one that is gone already, with its folder or without, is no matter."""
-    file.unlink(missing_ok=True)
+    """Take a target file away; one that is gone already is no matter, one that cannot be removed is only warned of."""
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("%s cannot be removed, so Prometheus keeps its targets: %s", file, error.strerror)
+
+
+def remove_targets_of_the_dead(folder: Path) -> None:
+    """Take away the target files whose process, named in the file's name, does not run on this machine any more."""
+    try:
+        files = list(folder.iterdir())
+    except OSError:  # no folder, or another's: then there is nothing to clear here, and who writes there warns
+        return
+    for file in files:
+        if (named := _FILE_OF_A_PROCESS.fullmatch(file.name)) and not _runs(int(named[1])):
+            remove_targets(file)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another person's
+        return True
+    return True
 
 
 @contextmanager
@@ -197,9 +245,21 @@ def annotate_in_grafana(summary: Mapping[str, Any], environment: Mapping[str, st
             response = http.request(
                 "POST", f"{url.rstrip('/')}/api/annotations", json=note, headers={"Authorization": f"Bearer {token}"}
             )
+        problem = _problem_of(response)
     except (urllib3.exceptions.HTTPError, ValueError) as error:
-        return f"no annotation in Grafana at {where}: {error}".replace(token, "…")
-    return None if response.status == 200 else f"no annotation in Grafana at {where}: it answered {response.status}"
+        problem = str(error)
+    return None if problem is None else f"no annotation in Grafana at {where}: {problem}".replace(token, "…")
+
+
+def _problem_of(response: urllib3.BaseHTTPResponse) -> str | None:
+    """What is wrong with the answer to an annotation; None where it holds the annotation's id."""
+    if response.status != 200:
+        return f"it answered {response.status}"
+    try:
+        answer = response.json()
+    except (ValueError, RecursionError):
+        answer = None
+    return None if isinstance(answer, dict) and "id" in answer else "it answered, but not as Grafana does"
 
 
 def _verdict(summary: Mapping[str, Any], verdict: str) -> str:

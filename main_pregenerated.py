@@ -23,6 +23,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+from urllib.parse import urlsplit
 
 from rich.console import Console
 
@@ -31,7 +32,7 @@ from command_line import EXIT_INTERRUPTED, OptionParser, StopSignal, seconds, se
 from console import Progress, print_summary
 from deadline_adapter import DeadlineAdapter
 from emulated_nodes import EmulatedNodes
-from harness_metrics import HarnessMetrics, annotate_in_grafana, listed_target, targets_folder
+from harness_metrics import HarnessMetrics, annotate_in_grafana, listed_target, targets_file, targets_folder
 from inference_request import WORKERS, HttpCluster, low_latency, placeholders, require_worker_urls
 from metric_collector import MetricCollector, RunFolder
 from mobility.mobility_manager import Mobility, MobilityManager
@@ -287,7 +288,10 @@ class WallClock:
             while cluster.clock() - start_s < baseline_s and not cluster.stopping:
                 time.sleep(0.1)
             self.power.poll()
-            idle_w.update(self.power.idle_power_w(start_s, cluster.clock()))
+            measured_w = self.power.idle_power_w(start_s, cluster.clock())
+            if unmeasured := [node for node in idle_w if node not in measured_w]:
+                self.say(f"idle power of {', '.join(unmeasured)} could not be measured: the profile's is taken")
+            idle_w.update(measured_w)
         return idle_w
 
 
@@ -354,8 +358,9 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignal) -> int:
             if options.metrics_port:
                 stack.enter_context(metrics.served(options.metrics_port))
                 if targets:
-                    stack.enter_context(listed_target(targets / "harness.json", f"127.0.0.1:{options.metrics_port}"))
-            nodes_file = targets / "emulated.json" if targets else None
+                    address = f"127.0.0.1:{options.metrics_port}"
+                    stack.enter_context(listed_target(targets_file(targets, "harness"), address))
+            nodes_file = targets_file(targets, "emulated") if targets else None
             nodes = EmulatedNodes(profile, lambda: stop.received, nodes_file) if kind == "emulated" else None
             workers = stack.enter_context(nodes).workers if nodes else workers
             power = stack.enter_context(_power_poller(prometheus_url, nodes, list(workers), settings))
@@ -386,7 +391,8 @@ def _power_poller(
         if settings.power.host_metrics:
             raise UsageError("power.host_metrics: emulated nodes have none of their own; give --prometheus-url")
         return PrometheusCollector(NodeMetricsSource(nodes.metrics_urls), names, interval_s)
-    source = PrometheusSource(prometheus_url or DEFAULT_PROMETHEUS_URL, names, window_s=10 * interval_s)
+    instances = {node: urlsplit(url).netloc for node, url in nodes.metrics_urls.items()} if nodes else None
+    source = PrometheusSource(prometheus_url or DEFAULT_PROMETHEUS_URL, names, window_s=10 * interval_s, instances=instances)
     return PrometheusCollector(source, names, interval_s, source.host_metrics if settings.power.host_metrics else None)
 
 

@@ -6,6 +6,7 @@ is none, from the nodes' own `/metrics`. Times are on the master's monotonic clo
 
 import logging
 import math
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 from prometheus_api_client import PrometheusConnect
 from prometheus_api_client.exceptions import PrometheusApiClientException
 from prometheus_client.parser import text_string_to_metric_families
-from requests.exceptions import RequestException
+from requests.exceptions import ConnectionError, RequestException
 
+from run_figures import UNCOVERED_LIMIT
 from task import NodeEnergy, PowerSample
 from utils import UsageError
 
@@ -27,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 POWER_METRIC = "node_power_watts"
 ENERGY_METRIC = "node_energy_joules_total"
+MEASURED_METRIC = "node_energy_measured_seconds_total"
+"""Seconds that the joules were counted over: fewer than have passed where the meter was away. Not every target exports it."""
+
+_METRICS = (POWER_METRIC, ENERGY_METRIC, MEASURED_METRIC)
 HOST_QUERIES = {
     "cpu_busy_fraction": '1 - avg by (node) (rate(node_cpu_seconds_total{mode="idle"}[30s]))',
     "memory_used_fraction": "1 - max by (node) (node_memory_MemAvailable_bytes / node_memory_MemTotal_bytes)",
@@ -39,6 +45,7 @@ HOST_QUERIES = {
 HOST_QUERY = "\nor ".join(f'label_replace({query}, "figure", "{name}", "", "")' for name, query in HOST_QUERIES.items())
 """All of them at once; the label `figure` says which one a value is."""
 _LONGEST_LOOK_BACK_S = 3600.0
+_LONGEST_REASON = 160
 
 HostFigures = dict[str, dict[str, float]]
 """Value of each of HOST_QUERIES, by node."""
@@ -47,6 +54,8 @@ Floats = NDArray[np.float64]
 
 _COUNTER_LOOK_BACK = 10
 """Samples among which the counter's value before the latest is looked for."""
+_AS_GOOD = 0.01
+"""Share of a window that a counter may leave out more than the gauge beside it, and is still preferred."""
 _LONGEST_PAUSE_S = 0.5
 _LEAST_PAUSE = 0.1
 """Share of the interval that the poller rests after a slow answer, so that others get at what it has read."""
@@ -88,7 +97,7 @@ class NodeMetricsSource:
             if response.status == 200:
                 at_s = (asked_s + time.monotonic()) / 2
                 try:
-                    read = samples_of(response.data.decode(), (POWER_METRIC, ENERGY_METRIC))
+                    read = samples_of(response.data.decode(), _METRICS)
                 except ValueError as error:
                     logger.debug("no metrics from %s: %s", node, error)
                     continue
@@ -106,13 +115,22 @@ class PrometheusSource:
         nodes: names to look for in the label `node`.
         window_s: how far a query looks back beyond the last answer, seconds: a few polls, so that none is lost between two.
         timeout_s: longest wait for an answer, seconds.
+        instances: host:port by node; series of a node with another `instance` are those of another run. None: any will do.
     """
 
-    def __init__(self, url: str, nodes: Iterable[str], window_s: float, timeout_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        nodes: Iterable[str],
+        window_s: float,
+        timeout_s: float = 5.0,
+        instances: Mapping[str, str] | None = None,
+    ) -> None:
         self.url = url
         no_retry = urllib3.Retry(total=0)  # the next poll is the retry
         self._prometheus = PrometheusConnect(url=url, retry=no_retry, timeout=timeout_s)
         self._nodes = frozenset(nodes)
+        self._instances = instances
         self._window_s = window_s
         self._answered_s: float | None = None
         self._read_until: dict[tuple[str, str], float] = {}
@@ -128,8 +146,8 @@ class PrometheusSource:
         silent_s = 0.0 if self._answered_s is None else asked_s - self._answered_s
         look_back_ms = max(1, round(1e3 * min(self._window_s + silent_s, _LONGEST_LOOK_BACK_S)))
         pieces: dict[tuple[str, str], list[list[tuple[float, float]]]] = {}
-        for labels, values in self._ask(f'{{__name__=~"{POWER_METRIC}|{ENERGY_METRIC}"}}[{look_back_ms}ms]', "values"):
-            if values and (metric := labels.get("__name__")) is not None:
+        for labels, values in self._ask(f'{{__name__=~"{"|".join(_METRICS)}"}}[{look_back_ms}ms]', "values"):
+            if values and (metric := labels.get("__name__")) is not None and self._is_meant(labels):
                 pieces.setdefault((labels["node"], metric), []).append(values)
         self._answered_s = asked_s
         now_s = time.monotonic()
@@ -144,6 +162,9 @@ class PrometheusSource:
                     times.setdefault(round(at_s, 3), {})[metric] = value
                     self._read_until[node, metric] = unix_s
         return {node: [_sample(at_s, values) for at_s, values in sorted(times.items())] for node, times in by_node.items()}
+
+    def _is_meant(self, labels: Mapping[str, str]) -> bool:
+        return self._instances is None or labels.get("instance") == self._instances[labels["node"]]
 
     def _joined(self, node: str, metric: str, series: list[list[tuple[float, float]]]) -> list[tuple[float, float]]:
         """The samples of series that follow each other, as when a meter's pod is replaced; nothing of series at the same time.
@@ -180,8 +201,18 @@ class PrometheusSource:
             series = [(one["metric"], one["values"] if kind == "values" else [one[kind]]) for one in answer]
             own = [(labels, pairs) for labels, pairs in series if labels.get("node") in self._nodes]
             return [(labels, [(float(unix_s), float(value)) for unix_s, value in pairs]) for labels, pairs in own]
+        except ConnectionError as error:
+            raise OSError(f"Prometheus at {self.url} does not answer: {_reason(error)}") from error
         except (RequestException, PrometheusApiClientException, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise OSError(f"Prometheus at {self.url}: {error}") from error
+            raise OSError(f"Prometheus at {self.url} answers wrongly: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The innermost cause of an error of `requests`, in one short line."""
+    while isinstance(inner := getattr(error, "reason", None) or next(iter(error.args), None), Exception):
+        error = inner
+    text = " ".join(str(error).split()).rpartition("object at 0x")[2].partition(">: ")
+    return textwrap.shorten(text[2] or text[0], _LONGEST_REASON)
 
 
 def samples_of(text: str, names: Sequence[str]) -> list[tuple[str, Mapping[str, str], float]]:
@@ -196,18 +227,16 @@ def samples_of(text: str, names: Sequence[str]) -> list[tuple[str, Mapping[str, 
 
 
 def _sample(at_s: float, values: Mapping[str, float]) -> PowerSample:
-    """A reading from the values of the two metrics; one that is absent or not a number is None."""
-    power_w, energy_j = (
-        value if math.isfinite(value := values.get(name, math.nan)) else None for name in (POWER_METRIC, ENERGY_METRIC)
-    )
-    return PowerSample(at_s, power_w, energy_j)
+    """A reading from the values of the metrics; one that is absent or not a number is None."""
+    return PowerSample(at_s, *(value if math.isfinite(value := values.get(name, math.nan)) else None for name in _METRICS))
 
 
 class PrometheusCollector:
     """Polls a source in the background and keeps what it said.
 
     `latest` holds the last sample of each node. Its power is the gauge's, or, where a node has only a counter, the mean between
-    the counter's last two samples; a value that is not a number is None there, and an old sample is known by its time.
+    the counter's last two samples if they are near enough; a value that is not a number is None there, and an old sample is known
+    by its time.
 
     Args:
         source: where samples come from; None for a cluster without any meter.
@@ -258,7 +287,8 @@ class PrometheusCollector:
                 fresh = [sample for sample in samples if not history or sample.time_s > history[-1].time_s + 1e-3]
                 history.extend(fresh)
                 if fresh:
-                    self.latest[node] = _with_power(fresh[-1], history[-_COUNTER_LOOK_BACK:-1])
+                    longest_s = _COUNTER_LOOK_BACK * self._interval_s
+                    self.latest[node] = _with_power(fresh[-1], history[-_COUNTER_LOOK_BACK:-1], longest_s)
 
             if self._read_host:
                 try:
@@ -340,14 +370,15 @@ class PrometheusCollector:
         return {node: {name: float(np.mean(values)) for name, values in figures.items()} for node, figures in gathered.items()}
 
     def idle_power_w(self, start_s: float, end_s: float) -> dict[str, float]:
-        """Mean power of each node between two instants at which it was idle, watts; a node without samples is absent.
+        """Mean power of each node between two instants at which it was idle, watts.
 
-        Over the part of the interval that samples cover: `total / (total − above_idle)` at 1 W of idle power.
+        Over the part of the interval that samples cover: `total / (total − above_idle)` at 1 W of idle power. A node whose
+        samples leave out more of the interval than a valid energy figure may is absent.
         """
         per_watt = self.energy(start_s, end_s, dict.fromkeys(self._history, 1.0))
         power_w = {}
-        for node, (total_j, above_j, _) in per_watt.items():
-            if total_j is not None and above_j is not None and total_j > above_j:
+        for node, (total_j, above_j, uncovered) in per_watt.items():
+            if total_j is not None and above_j is not None and total_j > above_j and uncovered <= UNCOVERED_LIMIT:
                 power_w[node] = total_j / (total_j - above_j)
         return power_w
 
@@ -359,12 +390,16 @@ class PrometheusCollector:
             pause_s = max(_LEAST_PAUSE * self._interval_s, self._interval_s - (time.monotonic() - started_s))
 
 
-def _with_power(sample: PowerSample, before: Sequence[PowerSample]) -> PowerSample:
-    """The sample; where only the counter has a value, with the mean power since the counter's value before."""
-    if sample.power_w is not None or sample.energy_j is None:
+def _with_power(sample: PowerSample, before: Sequence[PowerSample], longest_s: float) -> PowerSample:
+    """The sample; of a node that has only a counter, with the mean power since the counter's value before.
+
+    None is worked out for a node with a gauge, which is silent after a gap until it has measured a whole second, and none over
+    more than `longest_s` seconds: the meter may have been away, its counter standing still.
+    """
+    if sample.power_w is not None or sample.energy_j is None or any(earlier.power_w is not None for earlier in before):
         return sample
     for earlier in reversed(before):
-        if earlier.energy_j is not None:
+        if earlier.energy_j is not None and sample.time_s - earlier.time_s <= longest_s:
             grown_j = sample.energy_j - earlier.energy_j
             return sample._replace(power_w=grown_j / (sample.time_s - earlier.time_s)) if grown_j >= 0 else sample
     return sample
@@ -373,8 +408,9 @@ def _with_power(sample: PowerSample, before: Sequence[PowerSample]) -> PowerSamp
 def node_energy(samples: Sequence[PowerSample], start_s: float, end_s: float, idle_w: float, interval_s: float) -> NodeEnergy:
     """Energy of one node over a window.
 
-    The increase of its joule counter, linear between samples, where it has one; else the trapezoidal integral of its power
-    samples, the outermost held to the window's edges. Above idle: minus idle power times the time that was integrated.
+    The increase of its joule counter, linear between samples, where it has one that covers no less than its power samples; else
+    the trapezoidal integral of these, the outermost held to the window's edges. Above idle: minus idle power times the time that
+    was integrated, which the counter's target says itself (`measured_s`) or the steps of the counter tell.
 
     The increase is taken from the counter's own samples and not from PromQL's `increase()`. That one sees only the samples within
     its range, and stretches their growth to its edges at their mean rate, as if the load had gone on there as in the middle. Here
@@ -388,27 +424,38 @@ def node_energy(samples: Sequence[PowerSample], start_s: float, end_s: float, id
         idle_w: power of the idle node, watts.
         interval_s: time between polls, seconds: what lies further than two of them from a sample is uncovered.
     """
-    near = [s for s in samples if start_s - 2 * interval_s <= s.time_s <= end_s + 2 * interval_s]
-    counted = [(s.time_s, s.energy_j) for s in near if s.energy_j is not None]
-    metered = [(s.time_s, s.power_w) for s in near if s.power_w is not None]
-    times, values = np.array(counted if len(counted) >= 2 else metered, dtype=float).reshape(-1, 2).T
-    if len(times) < (2 if len(counted) >= 2 else 1) or end_s <= start_s:
+    reach_s = 2 * interval_s
+    near = [s for s in samples if start_s - reach_s <= s.time_s <= end_s + reach_s]
+    counted = [s for s in near if s.energy_j is not None]
+    metered = [s for s in near if s.power_w is not None]
+    if end_s <= start_s or not (metered or len(counted) >= 2):
         return NodeEnergy(None, None, 1.0)
-    uncovered = uncovered_share(times, start_s, end_s, 2 * interval_s)
-    if len(counted) >= 2:
-        first_s, last_s = np.clip([start_s, end_s], times[0], times[-1]).tolist()
-        total_j = counter_increase(times, values, first_s, last_s)
-        counted_s = last_s - first_s - _stood_still_s(times, values, first_s, last_s, idle_w, 2 * interval_s)
-        return NodeEnergy(total_j, total_j - idle_w * counted_s, uncovered)
-    total_j = power_integral(times, values, start_s, end_s)
-    return NodeEnergy(total_j, total_j - idle_w * (end_s - start_s), uncovered)
+    uncovered, uncovered_by_gauge = (
+        uncovered_share(np.array([s.time_s for s in of]), start_s, end_s, reach_s) for of in (counted, metered)
+    )
+    if metered and (len(counted) < 2 or uncovered > uncovered_by_gauge + _AS_GOOD):
+        times, power_w = np.array([(s.time_s, s.power_w) for s in metered], dtype=float).T
+        total_j = power_integral(times, power_w, start_s, end_s)
+        return NodeEnergy(total_j, total_j - idle_w * (end_s - start_s), uncovered_by_gauge)
+    times, energy_j, measured_s = np.array([(s.time_s, s.energy_j, s.measured_s) for s in counted], dtype=float).T
+    first_s, last_s = np.clip([start_s, end_s], times[0], times[-1]).tolist()
+    total_j = counter_increase(times, energy_j, first_s, last_s)
+    if np.isnan(measured_s).any():
+        counted_s = last_s - first_s - _stood_still_s(times, energy_j, first_s, last_s, idle_w, reach_s)
+    else:
+        counted_s = counter_increase(times, measured_s, first_s, last_s)
+        uncovered = max(uncovered, (end_s - start_s - counted_s - reach_s) / (end_s - start_s))
+    return NodeEnergy(total_j, total_j - idle_w * counted_s, uncovered)
 
 
 def _stood_still_s(times_s: Floats, values: Floats, start_s: float, end_s: float, idle_w: float, reach_s: float) -> float:
     """Seconds of a window in which the meter was away and its counter stood still, so that idle power must not be taken off them.
 
-    These are steps longer than `reach_s` in which the counter grew by less than half of what the idle node takes, or fell.
+    These are steps longer than `reach_s` in which the counter grew by less than half of what the idle node takes, or fell. A run
+    of samples with the same value is one step.
     """
+    turns = (np.diff(values, prepend=np.nan) != 0) | (np.diff(values, append=np.nan) != 0)
+    times_s, values = times_s[turns], values[turns]
     steps_s, grown = np.diff(times_s), np.diff(values)
     still = (steps_s > reach_s) & (grown < 0.5 * idle_w * steps_s)
     inside_s = np.minimum(times_s[1:], end_s) - np.maximum(times_s[:-1], start_s)

@@ -129,11 +129,12 @@ class Decision(NamedTuple):
 
 
 class PowerSample(NamedTuple):
-    """One reading of a node; `power_w` or `energy_j` is None where the node has no such metric."""
+    """One reading of a node; None where the node has no such metric. `measured_s`: seconds that `energy_j` was counted over."""
 
     time_s: float
     power_w: float | None
     energy_j: float | None = None
+    measured_s: float | None = None
 
 
 class NodeEnergy(NamedTuple):

@@ -86,7 +86,7 @@ def read_dashboards(folder: Path) -> dict[str, str]:
     """The dashboards by file name; none where the folder is missing or empty.
 
     Raises:
-        EmbedError: One is no JSON object.
+        EmbedError: One is no JSON object, or no dashboard that Grafana reads from a file.
     """
     files = {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.json"))}
     for name, text in files.items():
@@ -96,6 +96,11 @@ def read_dashboards(folder: Path) -> dict[str, str]:
             raise EmbedError(f"{folder / name}: no valid JSON: {error}") from error
         if not isinstance(content, dict):
             raise EmbedError(f"{folder / name}: expected a dashboard, a JSON object, found {type(content).__name__}")
+        if absent := [key for key in ("uid", "schemaVersion", "panels") if key not in content]:
+            hint = "export the dashboard from Grafana as JSON with the model Classic"
+            raise EmbedError(f"{folder / name}: no {', '.join(absent)} at its top; {hint}")
+        if content.get("id") is not None:
+            raise EmbedError(f'{folder / name}: "id" is {content["id"]!r}, expected null: it would collide in another Grafana')
     return files
 
 

@@ -143,6 +143,23 @@ def test_target_file_that_cannot_be_written_is_a_warning_and_the_nodes_run(tmp_p
     assert "emulated.json cannot be written, so Prometheus will not find its targets: No such file" in caplog.text
 
 
+def test_nodes_are_gone_whatever_becomes_of_their_target_file(tmp_path, monkeypatch, caplog):
+    with EmulatedNodes(SMALL, targets_file=tmp_path / "emulated.json") as nodes:
+        pids = pids_of(nodes)
+        (tmp_path / "emulated.json").unlink()
+        (tmp_path / "emulated.json").mkdir()
+    assert len(pids) == 2 and not any(map(alive, pids))
+    assert "emulated.json cannot be removed, so Prometheus keeps its targets: Is a directory" in caplog.text
+
+    def interrupted(file):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("emulated_nodes.remove_targets", interrupted)
+    with pytest.raises(KeyboardInterrupt), EmulatedNodes(SMALL, targets_file=tmp_path / "absent" / "emulated.json") as nodes:
+        pids = pids_of(nodes)
+    assert len(pids) == 2 and not any(map(alive, pids))
+
+
 def test_nodes_are_gone_after_an_exception():
     with pytest.raises(ZeroDivisionError), EmulatedNodes(SMALL) as nodes:
         pids = pids_of(nodes)

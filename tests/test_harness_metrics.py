@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from harness_metrics import (
     annotate_in_grafana,
     listed_target,
     remove_targets,
+    remove_targets_of_the_dead,
+    targets_file,
     targets_folder,
     write_targets,
 )
@@ -174,6 +177,49 @@ def test_target_file_is_as_prometheus_reads_it_and_may_be_removed_twice(tmp_path
     remove_targets(tmp_path / "gone with its folder" / "emulated.json")
 
 
+def test_target_file_that_cannot_be_removed_is_a_warning(tmp_path, caplog):
+    (tmp_path / "emulated.json").mkdir()
+    remove_targets(tmp_path / "emulated.json")
+    assert "emulated.json cannot be removed, so Prometheus keeps its targets: Is a directory" in caplog.text
+
+
+def test_each_process_has_target_files_of_its_own(tmp_path):
+    file = targets_file(tmp_path, "emulated")
+    assert file == tmp_path / f"emulated-{os.getpid()}.json"
+    others = "from pathlib import Path; from harness_metrics import targets_file; print(targets_file(Path(), 'emulated'))"
+    other = subprocess.run([sys.executable, "-c", others], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
+    assert other.stdout.strip() not in ("", file.name)
+
+
+def test_files_of_a_killed_run_go_when_the_next_one_lists_itself_and_those_of_others_stay(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as run:
+        left = {f"emulated-{run.pid}.json", f"harness-{run.pid}.json", f".emulated-{run.pid}.json.tmp"}
+        others = {"emulated.json", f"node-exporter-{run.pid}.json", f"emulated-{run.pid}.json.bak", "emulated-0.json"}
+        others |= {f"harness-{os.getpid()}.json", "emulated-1.json"}
+        for name in left | others:
+            (tmp_path / name).touch()
+        remove_targets_of_the_dead(tmp_path)
+        assert {file.name for file in tmp_path.iterdir()} == left | others
+        run.send_signal(signal.SIGKILL)
+        run.wait(PATIENCE_S)
+        with listed_target(tmp_path / "harness.json", "127.0.0.1:9105"):
+            assert {file.name for file in tmp_path.iterdir()} == others | {"harness.json"}
+
+
+def test_process_of_another_person_runs(tmp_path, monkeypatch):
+    def refuse(pid, number):
+        raise PermissionError
+
+    (tmp_path / "emulated-4321.json").touch()
+    monkeypatch.setattr(os, "kill", refuse)
+    remove_targets_of_the_dead(tmp_path)
+    assert (tmp_path / "emulated-4321.json").exists()
+
+
+def test_folder_that_is_gone_holds_nothing_of_the_dead(tmp_path):
+    remove_targets_of_the_dead(tmp_path / "gone")
+
+
 def test_target_is_listed_while_the_block_runs(tmp_path):
     file = tmp_path / "harness.json"
     with listed_target(file, "127.0.0.1:9105"):
@@ -187,21 +233,29 @@ def test_target_that_cannot_be_listed_is_a_warning_and_the_block_runs(tmp_path, 
     assert "Prometheus will not find its targets" in caplog.text
 
 
-def test_targets_folder_is_the_named_one_if_it_is_there(tmp_path, monkeypatch):
+def test_targets_folder_is_the_named_one_if_it_is_there(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv(TARGETS_VARIABLE, str(tmp_path))
     assert targets_folder() == tmp_path
-    monkeypatch.setenv(TARGETS_VARIABLE, str(tmp_path / "absent"))
-    assert targets_folder() is None
     monkeypatch.setenv(TARGETS_VARIABLE, "")
     assert targets_folder() is None
+    assert caplog.messages == []
 
 
-def test_targets_folder_is_that_of_make_monitor_while_it_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["absent", "file", "file/below"])
+def test_targets_folder_that_is_named_and_not_there_is_one_warning(tmp_path, monkeypatch, caplog, name):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(TARGETS_VARIABLE, str(tmp_path / name))
+    assert targets_folder() is None
+    assert caplog.messages == [f"MONITOR_TARGETS: {tmp_path / name} is no folder, so Prometheus will not find this run"]
+
+
+def test_targets_folder_is_that_of_make_monitor_while_it_runs(tmp_path, monkeypatch, caplog):
     monkeypatch.delenv(TARGETS_VARIABLE, raising=False)
     monkeypatch.setattr("harness_metrics._DEFAULT_TARGETS", tmp_path / "targets")
     assert targets_folder() is None
     (tmp_path / "targets").mkdir()
     assert targets_folder() == tmp_path / "targets"
+    assert caplog.messages == []
 
 
 # Annotations.
@@ -283,6 +337,19 @@ def test_grafana_that_is_gone_or_silent_is_one_line_without_the_token():
         assert problem.startswith("no annotation in Grafana at 127.0.0.1") and TOKEN not in problem and "\n" not in problem
 
 
+@pytest.mark.parametrize("content", [b"", b"<html>Welcome</html>", b"\xff", b"[" * 100_000, {"message": "x"}, ["id"], "id", None])
+def test_answer_that_is_not_grafanas_is_a_problem(content):
+    with scripted_server(lambda asked: Reply(content=content)) as server:
+        problem = annotate(server.url)
+    assert problem == f"no annotation in Grafana at 127.0.0.1:{server.port}: it answered, but not as Grafana does"
+
+
+def test_token_is_cut_out_of_what_went_wrong():
+    with scripted_server(lambda asked: Reply(raw=f"{asked.headers['Authorization']}\r\n\r\n".encode())) as server:
+        problem = annotate(server.url)
+    assert "BadStatusLine('Bearer …" in problem and TOKEN not in problem
+
+
 def test_token_follows_no_redirect():
     with scripted_server(lambda asked: Reply(content={"id": 1})) as elsewhere:
         moved = Reply(302, headers={"Location": f"{elsewhere.url}/api/annotations"})
@@ -352,8 +419,9 @@ def test_run_shows_itself_while_it_goes_on_and_marks_itself_when_it_is_over(tmp_
     assert 0 < tasks_on(page) <= written["tasks"]["generated"]
     assert all(f'harness_node_idle_watts{{node="{node}"}} {power_w}' in page for node, power_w in written["idle_w"].items())
     assert all(f'harness_queue_depth{{node="{node}"}}' in page for node in written["idle_w"])
-    assert listed["harness.json"] == [{"targets": [f"127.0.0.1:{port}"], "labels": {}}]
-    assert [group["labels"]["node"] for group in listed["emulated.json"]] == list(written["idle_w"])
+    assert listed.keys() == {f"harness-{harness.pid}.json", f"emulated-{harness.pid}.json"}
+    assert listed[f"harness-{harness.pid}.json"] == [{"targets": [f"127.0.0.1:{port}"], "labels": {}}]
+    assert [group["labels"]["node"] for group in listed[f"emulated-{harness.pid}.json"]] == list(written["idle_w"])
     assert list(targets.iterdir()) == []
     assert [asked.path for asked in grafana.asked] == ["/api/annotations"]
     assert f"no annotation in Grafana at 127.0.0.1:{grafana.port}: it answered 401" in output and TOKEN not in output

@@ -5,9 +5,12 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from datetime import datetime
 from io import StringIO
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -15,9 +18,12 @@ from rich.console import Console
 import main_pregenerated
 from console import print_summary
 from inference_request import WORKERS
-from main_pregenerated import build_scenario, choose_cluster, main, parse_options, say_power_metrics
+from main_pregenerated import WallClock, build_scenario, choose_cluster, main, parse_options, say_power_metrics
 from metric_collector import DEVICE_COLUMNS, RESULT_COLUMNS, RunFolder, decision_columns
+from prometheus_collector import PrometheusCollector
+from settings import load_settings
 from slo_monitor import VIOLATION_COLUMNS
+from task import PowerSample
 from task_generator import save_trace, scenario_sha256
 from tests.helpers import default_settings
 from utils import PROJECT_ROOT, HarnessError, UsageError
@@ -365,6 +371,7 @@ def test_summary_on_the_terminal_shows_reasons_as_they_stand():
         ),
         **dict.fromkeys(["response_time_s", "dispatch_lag_s", "throughput_tasks_per_s"]),
         "invalid_reasons": [said],
+        "energy_valid": False,
         "energy_invalid_reasons": [said],
         "valid": False,
         "interrupted": False,
@@ -387,3 +394,42 @@ def test_program_refuses_bad_usage_as_a_process_does():
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("main_pregenerated.py: --cluster: invalid choice")
+
+
+class OneMeter:
+    """Power samples of coral1 alone, one at each poll: 3 W until the load begins, 9 W from then on."""
+
+    def __init__(self):
+        self.watts = 3.0
+
+    def read(self):
+        return {"coral1": [PowerSample(time.monotonic(), self.watts)]}
+
+
+def test_energy_of_real_workers_is_taken_against_the_idle_power_measured_before_the_load(tmp_path):
+    config = tmp_path / "experiment.yaml"
+    config.write_text("power: {idle_baseline_s: 0.6, poll_interval_s: 0.02}\n")
+    settings, source = load_settings(config), OneMeter()
+    said: list[str] = []
+    shown: dict[str, float] = {}
+    nodes = [SimpleNamespace(name=name, view=SimpleNamespace(idle_w=4.5)) for name in ("coral1", "coral2")]
+    cluster: Any = SimpleNamespace(
+        nodes=nodes, unreachable_at_start={}, stopping=False, clock=time.monotonic, down_periods=lambda: []
+    )
+
+    def load():
+        source.watts, began_s = 9.0, time.monotonic()
+        cluster.now_s = lambda: time.monotonic() - began_s
+        time.sleep(0.5)
+
+    with PrometheusCollector(source, ["coral1", "coral2"], settings.power.poll_interval_s) as power:
+        clock = WallClock(settings, power, None, nullcontext(), said.append, shown.update)
+        found = clock.measured(cluster, load)
+    assert found["idle_w"] == {"coral1": pytest.approx(3.0), "coral2": 4.5} == shown
+    assert said == [
+        "measuring idle power for 0.6 s …",
+        "idle power of coral2 could not be measured: the profile's is taken",
+    ]
+    energy = found["energy"]["coral1"]
+    assert energy.above_idle_j == pytest.approx(energy.total_j * 6 / 9, rel=0.1)  # the step from 3 W lies at the window's edge
+    assert energy.total_j == pytest.approx(9.0 * found["window_s"], rel=0.1)

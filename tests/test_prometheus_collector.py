@@ -488,7 +488,7 @@ def test_power_of_a_node_with_only_a_counter_is_the_mean_between_its_last_two_va
         collector.poll()
         seen.append(collector.latest["coral1"].power_w)
     assert seen == [None, 4.5, None, 6.0]  # of a counter that restarted nothing is known
-    assert collector.latest["coral1"] == (5.0, 6.0, 8.0)
+    assert collector.latest["coral1"] == PowerSample(5.0, 6.0, 8.0)
 
 
 def test_power_is_that_of_the_gauge_where_there_is_one():
@@ -687,6 +687,98 @@ def test_no_idle_power_is_taken_off_while_a_meter_was_away_and_its_counter_stood
     assert total_j == pytest.approx(5.0 * 190)
     assert above_j == pytest.approx(2.0 * 190)  # 5 W measured, 3 W idle, for the 190 s that the counter counted
     assert uncovered == pytest.approx(6 / 200)
+
+
+def gap_of(agent_lets_go_after_s, gap_s, seconds=120, exports_measured=False):
+    """Samples of a 5 W node whose counter freezes for some scrapes, goes away and comes back where it stood."""
+    samples = []
+    for t in range(seconds + 1):
+        silent_s = min(max(t - 40, 0), gap_s)
+        if 40 + agent_lets_go_after_s < t < 40 + gap_s:
+            continue
+        measured_s = float(t - silent_s)
+        samples.append(PowerSample(float(t), 5.0, 5.0 * measured_s, measured_s if exports_measured else None))
+    return samples
+
+
+@pytest.mark.parametrize("exports_measured", [False, True])
+@pytest.mark.parametrize(("frozen_s", "gap_s"), [(5, 6), (5, 8), (5, 13), (0, 7), (0, 9), (5, 5)])
+def test_energy_above_idle_leaves_out_exactly_what_a_silent_meter_did_not_count(frozen_s, gap_s, exports_measured):
+    samples = gap_of(frozen_s, gap_s, exports_measured=exports_measured)
+    total_j, above_j, uncovered = node_energy(samples, 0.0, 120.0, 4.5, 1.0)
+    assert total_j == pytest.approx(5.0 * (120 - gap_s))
+    assert above_j == pytest.approx(0.5 * (120 - gap_s))
+    if exports_measured:
+        assert uncovered == pytest.approx(max((gap_s - 2) / 120, (gap_s - frozen_s - 4) / 120))
+
+
+def test_a_restarted_agent_says_itself_how_long_it_measured():
+    before = [PowerSample(float(t), 5.0, 5.0 * t, float(t)) for t in range(61)]
+    after = [PowerSample(float(t), 5.0, 5.0 * (t - 61.5), t - 61.5) for t in range(62, 121)]
+    total_j, above_j, _ = node_energy([*before, *after], 0.0, 120.0, 4.5, 1.0)
+    assert total_j == pytest.approx(5.0 * 118.5)
+    assert above_j == pytest.approx(0.5 * 118.5)
+
+
+def test_only_the_part_inside_the_window_of_a_still_counter_is_left_out():
+    samples = [PowerSample(float(t), None, 5.0 * t) for t in range(11)]
+    samples += [PowerSample(float(t), None, 5.0 * (t - 20)) for t in range(30, 61)]
+    total_j, above_j, _ = node_energy(samples, 11.0, 60.0, 3.0, 1.0)
+    assert total_j == pytest.approx(5.0 * 30)
+    assert above_j == pytest.approx(2.0 * 30)
+
+
+def test_the_gauge_is_integrated_where_the_counter_came_late():
+    samples = [PowerSample(float(t), 5.0, 5.0 * t if t >= 59 else None) for t in range(61)]
+    assert list(node_energy(samples, 0.0, 60.0, 3.0, 1.0)) == pytest.approx([300.0, 120.0, 0.0])
+
+
+def test_after_a_gap_no_power_is_made_up_from_the_counter():
+    polls = [
+        PowerSample(10.0, 5.0, 50.0),
+        PowerSample(30.0, None, 50.0),
+        PowerSample(31.0, None, 52.0),
+        PowerSample(32.0, 5.0, 57.0),
+    ]
+    collector = PrometheusCollector(ListSource(*({"coral1": [sample]} for sample in polls)), ["coral1"], 1.0)
+    seen = []
+    for _ in polls:
+        collector.poll()
+        seen.append(collector.latest["coral1"].power_w)
+    assert seen == [5.0, None, None, 5.0]
+
+
+def test_a_counter_alone_gives_no_power_over_a_long_silence():
+    polls = [PowerSample(10.0, None, 50.0), PowerSample(40.0, None, 52.0), PowerSample(41.0, None, 57.0)]
+    collector = PrometheusCollector(ListSource(*({"coral1": [sample]} for sample in polls)), ["coral1"], 1.0)
+    seen = []
+    for _ in polls:
+        collector.poll()
+        seen.append(collector.latest["coral1"].power_w)
+    assert seen == [None, None, 5.0]
+
+
+def test_idle_power_is_not_believed_of_a_few_samples():
+    now_s = time.monotonic()
+    spike = [PowerSample(now_s - 20.0, 9.0), PowerSample(now_s - 19.0, 9.0)]
+    steady = [PowerSample(now_s - 30.0 + t, 4.5) for t in range(31)]
+    collector = PrometheusCollector(ListSource({"coral1": spike, "coral2": steady}), ["coral1", "coral2"], 1.0)
+    collector.poll()
+    assert collector.idle_power_w(now_s - 30.0, now_s) == {"coral2": pytest.approx(4.5)}
+
+
+def test_series_of_another_runs_nodes_are_not_these_nodes_series():
+    now_s = round(time.time())
+    series = [
+        {"metric": {"__name__": name, "node": "coral1", "instance": instance}, "values": [[now_s - ago_s, value]]}
+        for instance, ago_s, value in (("127.0.0.1:1111", 9, "9000"), ("127.0.0.1:2222", 1, "40"), ("127.0.0.1:3333", 0, "7"))
+        for name in (POWER_METRIC, ENERGY_METRIC)
+    ]
+    answer = {"status": "success", "data": {"resultType": "matrix", "result": series}}
+    with scripted_server(lambda asked: Reply(content=answer)) as server:
+        source = PrometheusSource(server.url, ["coral1"], 10.0, instances={"coral1": "127.0.0.1:2222"})
+        ((sample,),) = source.read().values()
+    assert sample[1:] == (40.0, 40.0, None)
 
 
 def test_idle_power_is_taken_off_where_only_the_scrapes_failed_and_the_counter_went_on():

@@ -164,7 +164,10 @@ class _Routes:
             future = self._accelerator.submit(model, image, request.headers)
         except InvalidRequest as error:
             raise Refusal(400, str(error)) from error
-        except (QueueFull, AcceleratorGone) as error:
+        except QueueFull as error:
+            self._metrics.queue_was_full()
+            raise Refusal(503, str(error), RETRY_AFTER_S) from error
+        except AcceleratorGone as error:
             raise Refusal(503, str(error), RETRY_AFTER_S) from error
         client_gone = asyncio.get_event_loop().create_task(_disconnected(request))
         client_gone.add_done_callback(lambda _: future.cancel())

@@ -25,6 +25,9 @@ class ServerMetrics:
         self._switches = Counter(
             "inference_model_switches_total", "Inferences that followed one of another model.", registry=self._registry
         )
+        self._queue_full = Counter(
+            "inference_queue_full_total", "Requests that were refused because the queue was full.", registry=self._registry
+        )
         depth = Gauge("inference_queue_depth", "Requests that wait for the accelerator.", registry=self._registry)
         depth.set_function(lambda: accelerator.queue_depth)
         accelerator.register_metrics(self._registry)
@@ -32,6 +35,10 @@ class ServerMetrics:
     def request_answered(self, model: str, code: int) -> None:
         """Count one request; `model` is a served model or `UNKNOWN_MODEL`, so that the labels stay few."""
         self._requests.labels(model, str(code)).inc()
+
+    def queue_was_full(self) -> None:
+        """Count one request that found no place in the queue; it also counts as a request answered with 503."""
+        self._queue_full.inc()
 
     def inference_done(self, model: str, result: InferenceResult) -> None:
         """Count one inference, its time on the accelerator and whether the model changed."""

@@ -36,11 +36,13 @@ class Snapshot:
     Attributes:
         time_s: when the sample was taken, on the monotonic clock.
         energy_j: joules since the agent started.
+        measured_s: seconds that these joules were measured over, gaps left out.
         mean_power_w: mean watts over the last whole second of the clock that lies between samples; None while there is none.
     """
 
     time_s: float
     energy_j: float
+    measured_s: float
     mean_power_w: float | None
 
     def age_s(self, now_s: float) -> float:
@@ -55,7 +57,7 @@ class EnergyIntegral:
     """
 
     def __init__(self) -> None:
-        self._energy_j = 0.0
+        self._energy_j = self._measured_s = 0.0
         self._last: tuple[float, float] | None = None
         self._second: tuple[int, float] | None = None
         self._mean_power_w: float | None = None
@@ -74,7 +76,7 @@ class EnergyIntegral:
         else:
             self._join(*self._last, time_s, power_w)
         self._last = time_s, power_w
-        return Snapshot(time_s, self._energy_j, self._mean_power_w)
+        return Snapshot(time_s, self._energy_j, self._measured_s, self._mean_power_w)
 
     def _join(self, from_s: float, from_w: float, to_s: float, to_w: float) -> None:
         for second in range(math.floor(from_s) + 1, math.floor(to_s) + 1):
@@ -82,6 +84,7 @@ class EnergyIntegral:
             at_second_w = from_w + (to_w - from_w) * part_s / (to_s - from_s)
             self._whole_second(second, self._energy_j + (from_w + at_second_w) / 2 * part_s)
         self._energy_j += (from_w + to_w) / 2 * (to_s - from_s)
+        self._measured_s += to_s - from_s
 
     def _whole_second(self, second: int, energy_j: float) -> None:
         if self._second is not None:

@@ -34,6 +34,7 @@ class PowerCollector(Collector):
         labels = ["node", "accelerator"]
         power = GaugeMetricFamily("node_power_watts", "Mean power over the last whole second.", labels=labels)
         energy = CounterMetricFamily("node_energy_joules", "Energy measured since the agent started.", labels=labels)
+        measured = CounterMetricFamily("node_energy_measured_seconds", "Time that the energy was measured over.", labels=labels)
         age = GaugeMetricFamily("power_agent_sample_age_seconds", "Age of the latest sample.", labels=["node"])
         up = GaugeMetricFamily("power_agent_up", "1 while the node's sensor delivers samples.", labels=["node"])
         errors = CounterMetricFamily("power_agent_errors", "What went wrong with a sensor.", labels=["node", "kind"])
@@ -48,9 +49,10 @@ class PowerCollector(Collector):
             age.add_metric([measurement.node], snapshot.age_s(now_s))
             if fresh:
                 energy.add_metric([measurement.node, measurement.accelerator], snapshot.energy_j)
+                measured.add_metric([measurement.node, measurement.accelerator], snapshot.measured_s)
                 if snapshot.mean_power_w is not None:
                     power.add_metric([measurement.node, measurement.accelerator], snapshot.mean_power_w)
-        yield from (family for family in (power, energy, age, up, errors) if family.samples)
+        yield from (family for family in (power, energy, measured, age, up, errors) if family.samples)
 
 
 def registry_of(measurements: Sequence[Measurement]) -> CollectorRegistry:

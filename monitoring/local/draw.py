@@ -177,13 +177,18 @@ def run(options: argparse.Namespace) -> int:
     """Draw every dashboard; the exit status.
 
     Raises:
-        HarnessError: Prometheus does not answer, or a picture cannot be written.
+        HarnessError: Prometheus does not answer or has no data of the time, or a picture cannot be written.
     """
     url = require_url("--prometheus-url", options.prometheus_url)
     end_s = math.floor(time.time() - options.ago)
     window = Window(end_s - round(60 * options.minutes), end_s)
-    for file in sorted(DASHBOARDS.glob("*.json")):
-        drawn = [(panel, lines_of(panel, url, window)) for panel in read_panels(file)]
+    found = {
+        file: [(panel, lines_of(panel, url, window)) for panel in read_panels(file)] for file in sorted(DASHBOARDS.glob("*.json"))
+    }
+    if not any(lines for drawn in found.values() for _, lines in drawn):
+        start, end = (time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_s)) for at_s in window)
+        raise HarnessError(f"no data between {start} and {end}; see --minutes and --ago")
+    for file, drawn in found.items():
         with_data = [(panel, lines) for panel, lines in drawn if lines]
         print(
             f"{file.stem}: {len(with_data)} panels drawn; no data: " + ("; ".join(p.title for p, ls in drawn if not ls) or "none")

@@ -8,6 +8,7 @@ import argparse
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -23,6 +24,7 @@ from typing import NamedTuple
 import urllib3
 
 from command_line import EXIT_INTERRUPTED, OptionParser, StopSignal, stoppable
+from harness_metrics import remove_targets_of_the_dead
 from utils import PROJECT_ROOT, HarnessError, Interrupted, UsageError
 
 PROGRAM = "monitor"
@@ -31,6 +33,8 @@ RULES = PROJECT_ROOT / "monitoring" / "rules"
 _TEMPLATE = Path(__file__).with_name("prometheus.yml")
 _READY_TIMEOUT_S = 60.0
 _END_TIMEOUT_S = 30.0
+_CLEAR_INTERVAL_S = 1.0
+_TROUBLE = re.compile(r"\blevel=\"?(warn|error)", re.IGNORECASE)
 
 
 class Program(NamedTuple):
@@ -44,11 +48,16 @@ class Program(NamedTuple):
         """Nothing, while it runs.
 
         Raises:
-            HarnessError: it has ended; with the last line of its log.
+            HarnessError: it has ended; with the last line of its log that is a warning or an error, else the last.
         """
         if (status := self.process.poll()) is not None:
-            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines() or ["it wrote no log"]
-            raise HarnessError(f"{self.name} ended with status {status}: {lines[-1]}")
+            how = f"ended with status {status}" if status >= 0 else f"was killed by {_signal_name(-status)}"
+            lines = self.log_lines()
+            raise HarnessError(f"{self.name} {how}: {next(filter(_TROUBLE.search, reversed(lines)), lines[-1])}")
+
+    def log_lines(self) -> list[str]:
+        """What it has logged; at least one line."""
+        return self.log.read_text(encoding="utf-8", errors="replace").splitlines() or ["it wrote no log"]
 
 
 @contextmanager
@@ -71,7 +80,8 @@ def own_folder(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"{folder} is in use: another `make monitor` runs; end it (Ctrl-C), or give --folder") from None
+            hint = "end it (Ctrl-C), or give both --port and --folder"
+            raise UsageError(f"{folder} is in use: another `make monitor` runs; {hint}") from None
         for left in folder.iterdir():
             if left.is_dir():
                 shutil.rmtree(left)
@@ -138,11 +148,11 @@ def run(options: argparse.Namespace, stop: StopSignal) -> int:
     prometheus = shutil.which("prometheus")
     if prometheus is None:
         raise HarnessError("prometheus is not installed; on Debian: sudo apt install --no-install-recommends prometheus")
-    require_free(options.port)
     folder: Path = options.folder.resolve()
     address = f"127.0.0.1:{options.port}"
     with ExitStack() as stack:
         stack.enter_context(own_folder(folder))
+        require_free(options.port)
         exporter = _start_node_exporter(stack, folder)
         config = folder / "prometheus.yml"
         config.write_text(configuration(address), encoding="utf-8")
@@ -155,8 +165,12 @@ def run(options: argparse.Namespace, stop: StopSignal) -> int:
         server = stack.enter_context(started("prometheus", [prometheus, *arguments], folder / "prometheus.log"))
         _wait_until_ready(server, address, stop)
         _say(address, folder, exporter)
+        clear_at_s = time.monotonic()
         while not stop.received:
             server.require_running()
+            if time.monotonic() >= clear_at_s:
+                remove_targets_of_the_dead(folder / "targets")
+                clear_at_s = time.monotonic() + _CLEAR_INTERVAL_S
             time.sleep(0.1)
         print("monitor: ending", flush=True)
     return EXIT_INTERRUPTED
@@ -186,7 +200,7 @@ def _wait_until_ready(server: Program, address: str, stop: StopSignal) -> None:
         except urllib3.exceptions.HTTPError:
             pass
         if time.monotonic() > give_up_s:
-            raise HarnessError(f"prometheus was not ready within {_READY_TIMEOUT_S:g} s; its log: {server.log}")
+            raise HarnessError(f"prometheus was not ready within {_READY_TIMEOUT_S:g} s: {server.log_lines()[-1]}")
         time.sleep(0.05)
     raise Interrupted("stopped while prometheus was starting")
 
@@ -202,6 +216,13 @@ def _say(address: str, folder: Path, exporter: str | None) -> None:
         "Ctrl-C ends Prometheus and removes what it stored.",
         flush=True,
     )
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 def _port(text: str) -> int:

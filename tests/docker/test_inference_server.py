@@ -234,6 +234,7 @@ def test_full_queue_asks_to_come_again(client, accelerator, backend):
     assert int(answer.headers["Retry-After"]) >= 1
     assert "2 requests are waiting" in answer.json["detail"]
     assert client.get("/health").status == 200
+    assert "inference_queue_full_total 1.0" in client.get("/metrics").text.splitlines()
 
 
 def test_lost_accelerator_is_not_ready_but_alive(client, backend):
@@ -243,6 +244,7 @@ def test_lost_accelerator_is_not_ready_but_alive(client, backend):
     assert all("unplugged" in answer.json["detail"] for answer in answers)
     assert "Retry-After" in answers[0].headers
     assert client.get("/livez").status == 200
+    assert "inference_queue_full_total 0.0" in client.get("/metrics").text.splitlines()
 
 
 def test_failed_inference_is_short_for_the_client_and_whole_in_the_log(client, backend, caplog):

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +99,11 @@ def boards_servers(registry: CollectorRegistry) -> None:
     Gauge("hailo_temperature_ts1_celsius", "", registry=registry).set(50.5)
 
 
+def without_meter(registry: CollectorRegistry) -> None:
+    """What a harness says of a node that nobody measures."""
+    Gauge("harness_node_idle_watts", "", ["node"], registry=registry).labels("bare").set(2.5)
+
+
 def job(name: str, addresses_of: dict[str, list[str]], *files: str) -> dict[str, Any]:
     """A job with the targets of each node, and those that `files` will name."""
     return {
@@ -116,11 +120,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrometheusProce
     targets = folder / "targets"
     targets.mkdir()
     with ExitStack() as stack:
-        this_machine = stack.enter_context(node_exporter(folder / "host"))
+        textfiles = folder / "textfiles"
+        textfiles.mkdir()
+        (textfiles / "power_agent.prom").write_text('power_agent_up{node="coral2"} 1\n')
+        this_machine = stack.enter_context(node_exporter(folder / "host", f"--collector.textfile.directory={textfiles}"))
         only_sensors = ["--collector.disable-defaults", "--collector.hwmon", "--collector.thermal_zone"]
         sys_folder = boards_sensors(folder / "sys")
         boards = stack.enter_context(node_exporter(folder / "boards", *only_sensors, f"--path.sysfs={sys_folder}"))
-        served = {kind: stack.enter_context(exporter(kind)) for kind in (kube_state_metrics, boards_servers)}
+        served = {kind: stack.enter_context(exporter(kind)) for kind in (kube_state_metrics, boards_servers, without_meter)}
         Chip(folder / "power" / "sys", "iio", {"POM_5V_IN": (5.0, 0.5)})
         rail = "{node: jetson3, accelerator: jetson, sensor: ina3221}"
         agent = stack.enter_context(serving(folder / "power", [rail], "jetson3", "--sysfs", folder / "power" / "sys"))
@@ -128,11 +135,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrometheusProce
         config = {
             "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
             "scrape_configs": [
-                job("inference-server", {"full": [full], "hailo1": [served[boards_servers]]}, "targets/emulated.json"),
-                job("harness", {}, "targets/harness.json"),
+                job("inference-server", {"full": [full], "hailo1": [served[boards_servers]]}, "targets/emulated*.json"),
+                job("harness", {"master": [served[without_meter]]}, "targets/harness*.json"),
                 job("node-exporter", {"coral1": [this_machine, boards]}),
                 job("kube-state-metrics", {"master": [served[kube_state_metrics]]}),
-                job("power-agent", {"jetson3": [urllib3.util.parse_url(agent.url).netloc]}),
+                job("power-agent", {"jetson3": [str(urllib3.util.parse_url(str(agent.url)).netloc)]}),
             ],
             "rule_files": [str(file) for file in RULES],
         }
@@ -278,14 +285,13 @@ def test_a_picture_holds_every_panel_with_its_series():
 
 def test_every_rule_and_all_that_it_reads_returns_series(server):
     recorded = [name for name, _ in rules() if ":" in name]
-    expressions = {name: unfiltered(expression) for name, expression in rules()}
-    read = {name: selectors(expression) for name, expression in expressions.items()}
-    found = counts(server, [*recorded, *expressions.values(), *chain.from_iterable(read.values())])
+    expressions = [(name, unfiltered(expression)) for name, expression in rules()]
+    read = [(name, selector) for name, expression in expressions for selector in selectors(expression)]
+    found = counts(server, [*recorded, *(expression for _, expression in [*expressions, *read])])
     print(f"\n{'series':>6}  rule")
-    for name, expression in expressions.items():
+    for name, expression in expressions:
         print(f"{found[expression]:>6}  {name}")
-    assert not [name for name, expression in expressions.items() if not found[expression]]
-    assert not [(name, selector) for name in read for selector in read[name] if not found[selector]]
+    assert not [(name, expression) for name, expression in [*expressions, *read] if not found[expression]]
     assert not [name for name in recorded if not found[name]]
     loaded = [rule for group in server.api("rules")["groups"] for rule in group["rules"]]
     health = {rule["name"]: (rule["health"], rule.get("lastError")) for rule in loaded}
@@ -321,6 +327,11 @@ def test_energy_per_task_over_the_shown_range_is_right_to_a_second_of_power_at_e
     check_with_promtool(tmp_path, f"abs({expression} - 1) < bool 2 / 900", {"{}": 1.0})
 
 
+def test_disk_transfer_counts_a_card_once_and_not_its_partitions_too(tmp_path):
+    panel = next(panel for panel in read_panels(DASHBOARDS / "cluster.json") if panel.title == "Disk transfer")
+    check_with_promtool(tmp_path, filled_in(panel.queries[0].expression, RATE_S, RANGE_S), {'{node="a"}': 1100.0})
+
+
 def check_with_promtool(folder: Path, expression: str, expected: dict[str, float]) -> None:
     """Have promtool evaluate `expression` on known series after 1000 s of 1 s scrapes."""
     series = {
@@ -334,6 +345,11 @@ def check_with_promtool(folder: Path, expression: str, expected: dict[str, float
         'harness_tasks_total{outcome="late", slo_class="soft"}': "0+1x1000",
         'harness_tasks_total{outcome="on_time", slo_class="soft"}': "0x1000",
         'harness_tasks_total{outcome="skipped", slo_class="soft"}': "0+5x1000",
+        'node_disk_read_bytes_total{node="a", device="mmcblk0"}': "0+1000x1000",
+        'node_disk_read_bytes_total{node="a", device="mmcblk0p1"}': "0+300x1000",
+        'node_disk_read_bytes_total{node="a", device="mmcblk0p2"}': "0+700x1000",
+        'node_disk_read_bytes_total{node="a", device="mmcblk0boot0"}': "0+9x1000",
+        'node_disk_read_bytes_total{node="a", device="nvme0n1"}': "0+100x1000",
     }
     samples = [{"labels": labels, "value": value} for labels, value in expected.items()]
     case = {

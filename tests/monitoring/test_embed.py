@@ -9,7 +9,11 @@ from monitoring import embed
 
 HAND_WRITTEN = "# by hand\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: prometheus-config}\ndata:\n  a: |\n    b: 1\n"
 RULES = "groups:\n  - name: a\n    rules:\n      - {record: b, expr: 'c > 1'}  # why\n"
-DASHBOARD = '{\n  "title": "Größe in °C",\n  "panels": []\n}\n'
+DASHBOARD = '{\n  "id": null,\n  "uid": "a",\n  "schemaVersion": 39,\n  "title": "Größe in °C",\n  "panels": []\n}\n'
+
+
+def titled(title):
+    return json.dumps({**json.loads(DASHBOARD), "title": title})
 
 
 @pytest.fixture
@@ -119,8 +123,14 @@ def test_rule_file_that_is_gone_goes_from_the_config_map(folder):
         ("rules/alerts.yaml", "- a\n", "alerts.yaml: expected Prometheus rules"),
         ("dashboards/a.json", "{", "a.json: no valid JSON"),
         ("dashboards/a.json", "[]", "a.json: expected a dashboard, a JSON object, found list"),
-        ("dashboards/a.json", json.dumps({"title": "x" * 250_000}), "`kubectl apply` takes at most 250000"),
-        ("dashboards/a.json", json.dumps({"title": "<" * 50_000}), "`kubectl apply` takes at most 250000"),
+        (
+            "dashboards/a.json",
+            '{"apiVersion": "dashboard.grafana.app/v2", "spec": {}}',
+            "no uid, schemaVersion, panels at its top",
+        ),
+        ("dashboards/a.json", DASHBOARD.replace("null", "7"), '"id" is 7, expected null'),
+        ("dashboards/a.json", titled("x" * 250_000), "`kubectl apply` takes at most 250000"),
+        ("dashboards/a.json", titled("<" * 50_000), "`kubectl apply` takes at most 250000"),
     ],
 )
 def test_malformed_original_is_named_and_nothing_is_written(folder, capsys, file, text, message):

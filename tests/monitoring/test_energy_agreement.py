@@ -58,25 +58,30 @@ def test_increase_of_promql_agrees_node_by_node(agreement):
         assert agreement.increase_j[node] == pytest.approx(energy.total_j, rel=0.05)  # it extrapolates to both edges
 
 
-def test_run_waits_until_prometheus_has_found_the_emulated_nodes(tmp_path):
+def test_runs_one_after_another_wait_each_for_power_of_their_own_nodes(tmp_path):
     targets, results = tmp_path / "targets", tmp_path / "results"
     targets.mkdir()
-    found_by_file = {"file_sd_configs": [{"files": ["targets/emulated.json"], "refresh_interval": "1s"}]}
+    found_by_file = {"file_sd_configs": [{"files": ["targets/emulated*.json"], "refresh_interval": "1s"}]}
     with prometheus(config("1s", **found_by_file), tmp_path) as server:
         options = ["--cluster", "emulated", "--duration", "3", "--quiet", "--no-report", "--output", str(results)]
-        done = subprocess.run(
-            [sys.executable, "main_pregenerated.py", *options, "--prometheus-url", server.url],
-            cwd=PROJECT_ROOT,
-            env={**os.environ, TARGETS_VARIABLE: str(targets)},
-            capture_output=True,
-            text=True,
-            timeout=100.0,
-        )
-    assert done.returncode == 0, done.stderr
-    assert "no power data" not in done.stdout
-    summary = json.loads(next(results.glob("*/experiment_summary_*.json")).read_text())
-    assert summary["energy_valid"], summary["energy_invalid_reasons"]
-    assert all(joules > 0 for joules in summary["energy_j"]["by_node"].values())
+        for _ in range(2):  # the second finds the first one's samples, which are a few seconds old
+            done = subprocess.run(
+                [sys.executable, "main_pregenerated.py", *options, "--prometheus-url", server.url],
+                cwd=PROJECT_ROOT,
+                env={**os.environ, TARGETS_VARIABLE: str(targets)},
+                capture_output=True,
+                text=True,
+                timeout=100.0,
+            )
+            assert done.returncode == 0, done.stderr
+            assert "no power data" not in done.stdout
+    assert list(targets.iterdir()) == []
+    summaries = [json.loads(file.read_text()) for file in results.glob("*/experiment_summary_*.json")]
+    assert len(summaries) == 2
+    for summary in summaries:
+        assert summary["energy_valid"], summary["energy_invalid_reasons"]
+        for node, idle_w in summary["idle_w"].items():
+            assert summary["energy_j"]["by_node"][node] > 0.95 * idle_w * summary["window_s"]
 
 
 class Meter:

@@ -1,4 +1,4 @@
-"""`make monitor` as a process: a real Prometheus that finds emulated nodes, and what it says when something stands in its way."""
+"""`make monitor`: a real Prometheus that finds emulated nodes; what stands in its way; no pictures where there is no data."""
 
 import json
 import os
@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from command_line import StopSignal
+from monitoring.local import stack as local_stack
 from monitoring.local.stack import RULES, configuration
+from tests.helpers import Reply, eventually, scripted_server
 from tests.monitoring.prometheus_process import (
     NODE_EXPORTER,
     PROMETHEUS,
@@ -24,7 +27,7 @@ from tests.monitoring.prometheus_process import (
     free_port,
     program,
 )
-from utils import PROJECT_ROOT
+from utils import PROJECT_ROOT, HarnessError
 
 COMMAND = [sys.executable, "-m", "monitoring.local.stack"]
 
@@ -73,10 +76,13 @@ def test_finds_what_the_harness_lists_and_leaves_nothing_behind(tmp_path):
         (address,) = re.findall(r"node-exporter on (\S+)", lines[1])
         server = PrometheusProcess(f"http://127.0.0.1:{port}")
         with exporter(lambda registry: None) as listed:
-            targets = [{"targets": [listed], "labels": {"node": "coral1"}}]
-            (folder / "targets" / ".emulated.json.new").write_text(json.dumps(targets))
-            (folder / "targets" / ".emulated.json.new").rename(folder / "targets" / "emulated.json")
+            for node, name in (("coral1", "emulated"), ("coral2", f"emulated-{os.getpid()}"), ("", f"harness-{os.getpid()}")):
+                targets = [{"targets": [listed], "labels": {"node": node}}]
+                (folder / "targets" / f".{name}.json.new").write_text(json.dumps(targets))
+                (folder / "targets" / f".{name}.json.new").rename(folder / "targets" / f"{name}.json")
             server.wait_for('up{job="inference-server", node="coral1"} == 1')
+            server.wait_for('up{job="inference-server", node="coral2"} == 1')
+            server.wait_for('up{job="harness"} == 1')
         server.wait_for(f'up{{job="node-exporter", node="{socket.gethostname()}"}} == 1')
         server.wait_for('up{job="prometheus"} == 1')
         loaded = {rule["name"] for group in server.api("rules")["groups"] for rule in group["rules"]}
@@ -89,6 +95,23 @@ def test_finds_what_the_harness_lists_and_leaves_nothing_behind(tmp_path):
         host, _, of = ended.partition(":")
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((host, int(of)))
+
+
+def test_target_files_of_a_killed_run_go_and_those_of_one_that_goes_on_stay(tmp_path):
+    program(PROMETHEUS)
+    targets = tmp_path / "monitor" / "targets"
+    with (
+        subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as run,
+        stack(targets.parent, free_port()) as process,
+    ):
+        said(process)
+        going_on, killed = targets / f"emulated-{os.getpid()}.json", targets / f"emulated-{run.pid}.json"
+        going_on.write_text("[]")
+        killed.write_text("[]")
+        run.kill()
+        run.wait()
+        assert eventually(lambda: not killed.exists())
+        assert going_on.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -106,14 +129,15 @@ def test_other_ways_to_end_it_clean_up_too(tmp_path, number):
 
 def test_two_at_once_do_not_share_a_folder(tmp_path):
     program(PROMETHEUS)
-    folder = tmp_path / "monitor"
-    with stack(folder, free_port()) as process:
+    folder, port = tmp_path / "monitor", free_port()
+    with stack(folder, port) as process:
         said(process)
-        status, error = refused("--port", str(free_port()), "--folder", str(folder))
-        assert (status, error) == (
-            2,
-            f"monitor: {folder} is in use: another `make monitor` runs; end it (Ctrl-C), or give --folder\n",
-        )
+        hint = "end it (Ctrl-C), or give both --port and --folder"
+        for of_the_second in (free_port(), port):
+            assert refused("--port", str(of_the_second), "--folder", str(folder)) == (
+                2,
+                f"monitor: {folder} is in use: another `make monitor` runs; {hint}\n",
+            )
         assert (folder / "targets").is_dir()
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 130
@@ -159,6 +183,35 @@ def test_missing_prometheus_costs_one_line_with_the_command_that_installs_it(tmp
     )
 
 
+@pytest.mark.parametrize(
+    "script, says",
+    [
+        ("echo 'level=warn msg=full'; echo 'level=info msg=bye'; kill -KILL $$", "was killed by SIGKILL: level=warn msg=full"),
+        ("echo 'level=error msg=1'; echo 'level=ERROR msg=2'; echo bye; exit 3", "ended with status 3: level=ERROR msg=2"),
+        ("echo 'level=info msg=level=none'; echo bye; exit 3", "ended with status 3: bye"),
+        ("kill -40 $$", "was killed by signal 40: it wrote no log"),
+    ],
+)
+def test_prometheus_that_ends_by_itself_is_told_with_the_line_that_says_why(tmp_path, script, says):
+    standing_in = tmp_path / "bin" / "prometheus"
+    standing_in.parent.mkdir()
+    standing_in.write_text(f"#!/bin/bash\n{script}\n")
+    standing_in.chmod(0o755)
+    arguments = ("--port", str(free_port()), "--folder", str(tmp_path / "monitor"))
+    environment = {**os.environ, "PATH": str(standing_in.parent)}
+    assert refused(*arguments, environment=environment) == (1, f"monitor: prometheus {says}\n")
+    assert not (tmp_path / "monitor").exists()
+
+
+def test_prometheus_that_is_never_ready_is_told_with_the_last_line_of_its_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(local_stack, "_READY_TIMEOUT_S", 0.0)
+    log = tmp_path / "prometheus.log"
+    with local_stack.started("prometheus", [sys.executable, "-c", "input()"], tmp_path / "output") as running:
+        log.write_text("level=warn msg=slow\nlevel=info msg=replaying\n")
+        with pytest.raises(HarnessError, match="^prometheus was not ready within 0 s: level=info msg=replaying$"):
+            local_stack._wait_until_ready(running._replace(log=log), f"127.0.0.1:{free_port()}", StopSignal())
+
+
 @pytest.mark.parametrize("port", ["0", "65536", "http"])
 def test_wrong_port_is_refused(port):
     assert refused("--port", port) == (2, f"monitor: --port: expected a port from 1 to 65535, found '{port}'\n")
@@ -182,3 +235,17 @@ def test_power_is_scraped_every_second_and_pages_say_their_node_themselves():
 def test_apostrophes_and_spaces_in_the_way_to_the_rules_are_kept(tmp_path):
     folder = tmp_path / "a b: 'c' \"d\" $e"
     assert yaml.safe_load(configuration("127.0.0.1:9090", folder))["rule_files"] == [str(folder / "*.yaml")]
+
+
+def test_pictures_of_a_time_without_data_are_not_drawn(tmp_path):
+    nothing = {"status": "success", "data": {"resultType": "matrix", "result": []}}
+    with scripted_server(lambda asked: Reply(content=nothing)) as server:
+        command = [sys.executable, "-m", "monitoring.local.draw", "--prometheus-url", server.url, "--ago", "60"]
+        output = tmp_path / "pictures"
+        done = subprocess.run(
+            [*command, "--output", str(output)], cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=60, check=False
+        )
+    assert (done.returncode, done.stdout) == (1, "")
+    moment = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+    assert re.fullmatch(rf"draw\.py: no data between {moment} and {moment}; see --minutes and --ago\n", done.stderr)
+    assert not output.exists()

@@ -342,7 +342,7 @@ def pods_as_discovered():
     ]
     for number, workload in enumerate(templates):
         name, template = workload["metadata"]["name"], workload["spec"]["template"]
-        for phase in ("Running", "Failed"):
+        for phase in ("Running", "Failed", "Pending"):
             for port in template["spec"]["containers"][0]["ports"]:
                 labels = {
                     "__meta_kubernetes_namespace": workload["metadata"]["namespace"],

@@ -21,7 +21,7 @@ def rules_of(file):
 ALERTS = rules_of("alerts.yaml")
 RECORDS = rules_of("recording.yaml")
 REQUIRED = {
-    *("NodeDown", "PowerAgentSilent", "PowerOverBudget", "SloComplianceLow", "InferenceQueueFull"),
+    *("NodeDown", "PowerAgentSilent", "PowerOverBudget", "SloComplianceLow", "InferenceQueueFull", "PodsMissing", "PowerMissing"),
     *("TemperatureHigh", "ClockSkew", "DiskNearlyFull"),
 }
 

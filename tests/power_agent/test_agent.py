@@ -42,7 +42,7 @@ def test_power_and_energy_of_a_rail_are_served(serve, chip):
         assert 0 <= first["power_agent_sample_age_seconds", "jetson1"] < 5
         assert first["power_agent_errors_total", "jetson1", "read"] == 0
         assert {key[0] for key in first} == {
-            *("node_power_watts", "node_energy_joules_total"),
+            *("node_power_watts", "node_energy_joules_total", "node_energy_measured_seconds_total"),
             *("power_agent_sample_age_seconds", "power_agent_up", "power_agent_errors_total"),
         }
 

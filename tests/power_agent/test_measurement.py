@@ -28,6 +28,7 @@ def test_energy_is_the_area_under_straight_lines():
 def test_no_energy_is_added_over_a_gap():
     snapshots = after((0.0, 3.0), (2.0, 3.0), (2.0 + LONGEST_GAP_S + 0.01, 3.0), (9.01, 3.0))
     assert [snapshot.energy_j for snapshot in snapshots] == pytest.approx([0.0, 6.0, 6.0, 12.0])
+    assert [snapshot.measured_s for snapshot in snapshots] == pytest.approx([0.0, 2.0, 2.0, 4.0])
 
 
 def test_the_longest_gap_is_still_joined():

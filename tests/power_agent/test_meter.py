@@ -71,6 +71,7 @@ def test_a_meter_out_of_range_leaves_no_figure_and_is_found_again(bluez, serve):
         assert eventually(lambda: agent.figure("power_agent_up", "coral1") == 0)
         gone = agent.figures()
         assert gone["power_agent_errors_total", "coral1", "disconnected"] == 1
+        assert gone["power_agent_sample_age_seconds", "coral1"] < LONGEST_GAP_S  # at once, not when the sample has grown old
         assert not {(POWER, *CORAL), (ENERGY, *CORAL)} & gone.keys()
         assert eventually(lambda: agent.figure("power_agent_sample_age_seconds", "coral1") > LONGEST_GAP_S)
         assert not {(POWER, *CORAL), (ENERGY, *CORAL)} & agent.figures().keys()

@@ -54,7 +54,6 @@ def test_rows_with_addresses_are_read_by_hosts_that_can_read_them(tmp_path):
 def test_port_is_the_same_wherever_it_stands():
     assert CONTAINER["ports"] == [{"name": "metrics", "containerPort": DEFAULT_PORT, "protocol": "TCP"}]
     assert CONTAINER["args"][CONTAINER["args"].index("--port") + 1] == str(DEFAULT_PORT)
-    assert TEMPLATE["metadata"]["annotations"]["prometheus.io/port"] == str(DEFAULT_PORT)
     probes = [CONTAINER[f"{name}Probe"]["httpGet"] for name in ("readiness", "liveness")]
     assert probes == [{"path": "/metrics", "port": "metrics"}] * 2
 
