@@ -185,7 +185,10 @@ def remove_targets_of_the_dead(folder: Path) -> None:
         return
     for file in files:
         if (named := _FILE_OF_A_PROCESS.fullmatch(file.name)) and not _runs(int(named[1])):
-            remove_targets(file)
+            try:
+                file.unlink(missing_ok=True)
+            except OSError as error:  # it is asked again every second
+                logger.debug("%s cannot be removed, so Prometheus keeps its targets: %s", file, error.strerror)
 
 
 def _runs(pid: int) -> bool:

@@ -289,7 +289,8 @@ class WallClock:
                 time.sleep(0.1)
             self.power.poll()
             measured_w = self.power.idle_power_w(start_s, cluster.clock())
-            if unmeasured := [node for node in idle_w if node not in measured_w]:
+            unmeasured = [node for node in idle_w if node not in measured_w]
+            if unmeasured and not cluster.stopping:
                 self.say(f"idle power of {', '.join(unmeasured)} could not be measured: the profile's is taken")
             idle_w.update(measured_w)
         return idle_w

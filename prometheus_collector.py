@@ -6,6 +6,7 @@ is none, from the nodes' own `/metrics`. Times are on the master's monotonic clo
 
 import logging
 import math
+import re
 import textwrap
 import threading
 import time
@@ -208,11 +209,13 @@ class PrometheusSource:
 
 
 def _reason(error: Exception) -> str:
-    """The innermost cause of an error of `requests`, in one short line."""
+    """The innermost cause of an error of `requests`, in one short line, without the connection at its beginning."""
     while isinstance(inner := getattr(error, "reason", None) or next(iter(error.args), None), Exception):
         error = inner
-    text = " ".join(str(error).split()).rpartition("object at 0x")[2].partition(">: ")
-    return textwrap.shorten(text[2] or text[0], _LONGEST_REASON)
+    texts = [argument for argument in error.args if isinstance(argument, str)]
+    text = " ".join((texts[-1] if texts else str(error)).split())
+    kind = f"{type(error).__name__} " if isinstance(error, LookupError) else ""
+    return textwrap.shorten(kind + re.sub(r"^<[^>]*>: |^\S+\(host=.*?\): ", "", text), _LONGEST_REASON) or type(error).__name__
 
 
 def samples_of(text: str, names: Sequence[str]) -> list[tuple[str, Mapping[str, str], float]]:
@@ -372,14 +375,15 @@ class PrometheusCollector:
     def idle_power_w(self, start_s: float, end_s: float) -> dict[str, float]:
         """Mean power of each node between two instants at which it was idle, watts.
 
-        Over the part of the interval that samples cover: `total / (total − above_idle)` at 1 W of idle power. A node whose
-        samples leave out more of the interval than a valid energy figure may is absent.
+        Over the part of the interval that samples cover, which is what idle power is taken off for. A node whose samples leave
+        out more of the interval than a valid energy figure may is absent.
         """
-        per_watt = self.energy(start_s, end_s, dict.fromkeys(self._history, 1.0))
+        in_all = self.energy(start_s, end_s, dict.fromkeys(self._history, 0.0))
+        rough_w = {node: energy.total_j / (end_s - start_s) if energy.total_j else 0.0 for node, energy in in_all.items()}
         power_w = {}
-        for node, (total_j, above_j, uncovered) in per_watt.items():
+        for node, (total_j, above_j, uncovered) in self.energy(start_s, end_s, rough_w).items():
             if total_j is not None and above_j is not None and total_j > above_j and uncovered <= UNCOVERED_LIMIT:
-                power_w[node] = total_j / (total_j - above_j)
+                power_w[node] = rough_w[node] * total_j / (total_j - above_j)
         return power_w
 
     def _run(self) -> None:
@@ -428,12 +432,13 @@ def node_energy(samples: Sequence[PowerSample], start_s: float, end_s: float, id
     near = [s for s in samples if start_s - reach_s <= s.time_s <= end_s + reach_s]
     counted = [s for s in near if s.energy_j is not None]
     metered = [s for s in near if s.power_w is not None]
-    if end_s <= start_s or not (metered or len(counted) >= 2):
+    spans = len(counted) >= 2 and counted[0].time_s < end_s and counted[-1].time_s > start_s
+    if end_s <= start_s or not (metered or spans):
         return NodeEnergy(None, None, 1.0)
     uncovered, uncovered_by_gauge = (
         uncovered_share(np.array([s.time_s for s in of]), start_s, end_s, reach_s) for of in (counted, metered)
     )
-    if metered and (len(counted) < 2 or uncovered > uncovered_by_gauge + _AS_GOOD):
+    if metered and (not spans or uncovered > uncovered_by_gauge + _AS_GOOD):
         times, power_w = np.array([(s.time_s, s.power_w) for s in metered], dtype=float).T
         total_j = power_integral(times, power_w, start_s, end_s)
         return NodeEnergy(total_j, total_j - idle_w * (end_s - start_s), uncovered_by_gauge)
@@ -441,10 +446,12 @@ def node_energy(samples: Sequence[PowerSample], start_s: float, end_s: float, id
     first_s, last_s = np.clip([start_s, end_s], times[0], times[-1]).tolist()
     total_j = counter_increase(times, energy_j, first_s, last_s)
     if np.isnan(measured_s).any():
-        counted_s = last_s - first_s - _stood_still_s(times, energy_j, first_s, last_s, idle_w, reach_s)
+        missed_s = _stood_still_s(times, energy_j, first_s, last_s, idle_w, reach_s)
+        counted_s = last_s - first_s - missed_s
     else:
         counted_s = counter_increase(times, measured_s, first_s, last_s)
-        uncovered = max(uncovered, (end_s - start_s - counted_s - reach_s) / (end_s - start_s))
+        missed_s = end_s - start_s - counted_s
+    uncovered = max(uncovered, (missed_s - reach_s) / (end_s - start_s))
     return NodeEnergy(total_j, total_j - idle_w * counted_s, uncovered)
 
 
@@ -452,12 +459,13 @@ def _stood_still_s(times_s: Floats, values: Floats, start_s: float, end_s: float
     """Seconds of a window in which the meter was away and its counter stood still, so that idle power must not be taken off them.
 
     These are steps longer than `reach_s` in which the counter grew by less than half of what the idle node takes, or fell. A run
-    of samples with the same value is one step.
+    of samples with the same value is one step. A counter may be coarse: its smallest growth is what a step may have kept back.
     """
     turns = (np.diff(values, prepend=np.nan) != 0) | (np.diff(values, append=np.nan) != 0)
     times_s, values = times_s[turns], values[turns]
     steps_s, grown = np.diff(times_s), np.diff(values)
-    still = (steps_s > reach_s) & (grown < 0.5 * idle_w * steps_s)
+    kept_back = np.min(grown[grown > 0], initial=np.inf) if (grown > 0).any() else 0.0
+    still = (steps_s > reach_s) & (grown + kept_back < 0.5 * idle_w * steps_s)
     inside_s = np.minimum(times_s[1:], end_s) - np.maximum(times_s[:-1], start_s)
     return float(np.maximum(inside_s, 0.0)[still].sum())
 

@@ -124,7 +124,9 @@ def energy_invalid_reasons(energy: Mapping[str, NodeEnergy]) -> list[str]:
         if node.total_j is None:
             reasons.append(f"{name} has no power data")
         elif node.uncovered > UNCOVERED_LIMIT:
-            reasons.append(f"{name}: {node.uncovered:.0%} of the window is further than two polls from a power sample")
+            reasons.append(
+                f"{name}: {node.uncovered:.0%} of the window was not measured, or is further than two polls from a power sample"
+            )
     return reasons
 
 

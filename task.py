@@ -138,7 +138,10 @@ class PowerSample(NamedTuple):
 
 
 class NodeEnergy(NamedTuple):
-    """Energy of one node over a window, joules, None without a meter; `uncovered`: share of the window far from any sample."""
+    """Energy of one node over a window, joules, None without a meter.
+
+    `uncovered`: share of the window that was not measured, or lies far from any sample.
+    """
 
     total_j: float | None
     above_idle_j: float | None

@@ -1,6 +1,8 @@
 """Energy from samples, the two sources of samples, and the poller that a decision never waits for."""
 
+import contextlib
 import math
+import socket
 import threading
 import time
 from urllib.parse import parse_qs, urlsplit
@@ -686,7 +688,7 @@ def test_no_idle_power_is_taken_off_while_a_meter_was_away_and_its_counter_stood
     total_j, above_j, uncovered = node_energy([*before, *after], 0.0, 200.0, 3.0, 1.0)
     assert total_j == pytest.approx(5.0 * 190)
     assert above_j == pytest.approx(2.0 * 190)  # 5 W measured, 3 W idle, for the 190 s that the counter counted
-    assert uncovered == pytest.approx(6 / 200)
+    assert uncovered == pytest.approx(8 / 200)  # 10 s not counted, of which two polls may be
 
 
 def gap_of(agent_lets_go_after_s, gap_s, seconds=120, exports_measured=False):
@@ -786,3 +788,72 @@ def test_idle_power_is_taken_off_where_only_the_scrapes_failed_and_the_counter_w
     total_j, above_j, _ = node_energy(samples, 0.0, 200.0, 3.0, 1.0)
     assert total_j == pytest.approx(600.0)
     assert above_j == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("step_j", [10.0, 36.0])
+def test_a_counter_that_counts_in_large_steps_does_not_stand_still(step_j):
+    samples = [PowerSample(float(t), None, step_j * (3.0 * t // step_j)) for t in range(131)]
+    total_j, above_j, uncovered = node_energy(samples, 0.0, 120.0, 3.0, 1.0)
+    assert total_j is not None
+    assert total_j == pytest.approx(360.0, abs=step_j)
+    assert above_j == pytest.approx(total_j - 360.0)
+    assert uncovered == 0.0
+    collector = PrometheusCollector(ListSource({"coral1": samples}), ["coral1"], 1.0)
+    collector.poll()
+    assert collector.idle_power_w(0.0, 120.0) == {"coral1": pytest.approx(total_j / 120.0)}
+
+
+def test_a_counter_of_large_steps_that_stands_still_for_longer_than_these_is_known_by_it():
+    samples = [PowerSample(float(t), None, 10.0 * (3.0 * min(t, max(60, t - 20)) // 10.0)) for t in range(131)]
+    total_j, above_j, uncovered = node_energy(samples, 0.0, 120.0, 3.0, 1.0)
+    assert total_j == pytest.approx(300.0, abs=10.0)
+    assert above_j == pytest.approx(0.0, abs=20.0)
+    assert uncovered > 0.1
+
+
+def test_idle_power_leaves_out_what_a_still_counter_did_not_count():
+    samples = [PowerSample(float(t), None, 4.5 * min(t, max(60, t - 4))) for t in range(131)]
+    collector = PrometheusCollector(ListSource({"coral1": samples}), ["coral1"], 1.0)
+    collector.poll()
+    assert collector.idle_power_w(0.0, 120.0) == {"coral1": pytest.approx(4.5)}
+
+
+def test_a_counter_that_never_moved_has_measured_nothing():
+    samples = [PowerSample(float(t), None, 7.0) for t in range(31)]
+    total_j, above_j, uncovered = node_energy(samples, 0.0, 30.0, 3.0, 1.0)
+    assert (total_j, above_j) == (0.0, 0.0)
+    assert uncovered == pytest.approx(28 / 30)
+
+
+@pytest.mark.parametrize("at", [(8.5, 9.5), (11.5, 12.5)])
+def test_a_counter_on_one_side_of_the_window_tells_nothing_of_it(at):
+    samples = [PowerSample(t, None, 5.0 * t) for t in at]
+    assert node_energy(samples, 10.0, 11.0, 3.0, 1.0) == (None, None, 1.0)
+    with_gauge = [sample._replace(power_w=5.0) for sample in samples]
+    assert list(node_energy(with_gauge, 10.0, 11.0, 3.0, 1.0)) == pytest.approx([5.0, 2.0, 0.0])
+
+
+def reason_of(url):
+    with pytest.raises(OSError, match="^Prometheus at ") as raised:
+        PrometheusSource(url, ["coral1"], 10.0, timeout_s=0.3).read()
+    said, _, reason = str(raised.value).removeprefix(f"Prometheus at {url} ").partition(": ")
+    return said, reason
+
+
+def test_reasons_for_which_prometheus_cannot_be_read_are_short():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert reason_of(address) == ("does not answer", "Read timed out. (read timeout=0.3)")
+    assert reason_of(address) == ("does not answer", "Failed to establish a new connection: [Errno 111] Connection refused")
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as stack:
+        address = full.getsockname()
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(address)
+        said = reason_of(f"http://127.0.0.1:{address[1]}")
+    assert said == ("does not answer", "Connection to 127.0.0.1 timed out. (connect timeout=0.3)")
+    with scripted_server(lambda asked: Reply(content={"status": "success", "data": {}})) as server:
+        assert reason_of(server.url) == ("answers wrongly", "KeyError result")
+    with scripted_server(lambda asked: Reply(status=503, content=b"starting")) as server:
+        assert reason_of(server.url)[0] == "answers wrongly"
