@@ -1,13 +1,17 @@
 """What the harness shows of itself: its metrics page, target files by which Prometheus finds it, a note of the run in Grafana."""
 
 import html
+import json
 import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any
 
 import urllib3
@@ -30,6 +34,7 @@ logger = logging.getLogger(__name__)
 TARGETS_VARIABLE = "MONITOR_TARGETS"
 _DEFAULT_TARGETS = PROJECT_ROOT / ".cache" / "monitor" / "targets"
 _FILE_OF_A_PROCESS = re.compile(r"\.?(?:emulated|harness)-([1-9][0-9]{0,8})\.json(?:\.tmp)?")
+_LONGEST_ANSWER = 1 << 16
 _LAG_BUCKETS_S = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 _RESPONSE_BUCKETS_S = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 1.0, 2.0, 5.0, 10.0)
 
@@ -243,23 +248,30 @@ def annotate_in_grafana(summary: Mapping[str, Any], environment: Mapping[str, st
         "tags": ["edge-harness", verdict, summary["scheduler"], summary["cluster"]],
         "text": html.escape(_verdict(summary, verdict)),
     }
+    told: SimpleQueue[str | None] = SimpleQueue()
+    post = partial(_post, f"{url.rstrip('/')}/api/annotations", note, token, timeout_s)
+    Thread(target=lambda: told.put(post()), name="grafana", daemon=True).start()
     try:
-        with urllib3.PoolManager(timeout=timeout_s, retries=False) as http:
-            response = http.request(
-                "POST", f"{url.rstrip('/')}/api/annotations", json=note, headers={"Authorization": f"Bearer {token}"}
-            )
-        problem = _problem_of(response)
-    except (urllib3.exceptions.HTTPError, ValueError) as error:
-        problem = str(error)
+        problem = told.get(timeout=timeout_s)
+    except Empty:  # urllib3 limits each read, not all of them together
+        problem = f"no answer within {timeout_s:g} s"
     return None if problem is None else f"no annotation in Grafana at {where}: {problem}".replace(token, "…")
 
 
-def _problem_of(response: urllib3.BaseHTTPResponse) -> str | None:
-    """What is wrong with the answer to an annotation; None where it holds the annotation's id."""
+def _post(url: str, note: Mapping[str, Any], token: str, timeout_s: float) -> str | None:
+    """Send an annotation; what went wrong, None where the answer holds its id."""
+    headers = {"Authorization": f"Bearer {token}"}
+    try:
+        with urllib3.PoolManager(timeout=timeout_s, retries=False) as http:
+            response = http.request("POST", url, json=note, headers=headers, preload_content=False)
+            body = response.read(_LONGEST_ANSWER)
+            response.close()
+    except (urllib3.exceptions.HTTPError, ValueError) as error:
+        return str(error)
     if response.status != 200:
         return f"it answered {response.status}"
     try:
-        answer = response.json()
+        answer = json.loads(body)
     except (ValueError, RecursionError):
         answer = None
     return None if isinstance(answer, dict) and "id" in answer else "it answered, but not as Grafana does"

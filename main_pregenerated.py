@@ -287,8 +287,9 @@ class WallClock:
             start_s = cluster.clock()
             while cluster.clock() - start_s < baseline_s and not cluster.stopping:
                 time.sleep(0.1)
-            self.power.poll()
-            measured_w = self.power.idle_power_w(start_s, cluster.clock())
+            end_s = cluster.clock()
+            self.power.poll_past(end_s, self.settings.power.max_age_s)
+            measured_w = self.power.idle_power_w(start_s, end_s)
             unmeasured = [node for node in idle_w if node not in measured_w]
             if unmeasured and not cluster.stopping:
                 self.say(f"idle power of {', '.join(unmeasured)} could not be measured: the profile's is taken")
@@ -376,10 +377,10 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignal) -> int:
             progress = nullcontext() if options.quiet else Progress(console, one.cluster, one.monitor, power, settings)
             summary = one.measure(WallClock(settings, power, nodes, progress, say, metrics.idle_power).measured)
     print_summary(console, summary, folder.path)
-    if kind != "simulated" and (problem := annotate_in_grafana(summary, os.environ)):
-        say(problem)
     if not options.no_report:
         say(f"report: {write_run_report(folder.path)}")
+    if kind != "simulated" and (problem := annotate_in_grafana(summary, os.environ)):
+        say(problem)
     return EXIT_INTERRUPTED if summary["interrupted"] else 0
 
 
@@ -454,8 +455,11 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.discover and options.cluster in ("emulated", "simulated"):
         parser.error(f"--discover: finds workers, and --cluster {options.cluster} has none; leave one of the two out")
-    if options.metrics_port and options.cluster == "simulated":
-        parser.error("--metrics-port: a run in virtual time is over before a Prometheus sees it; leave it out")
+    if options.cluster == "simulated":
+        if options.metrics_port:
+            parser.error("--metrics-port: a run in virtual time is over before a Prometheus sees it; leave it out")
+        if options.prometheus_url:
+            parser.error("--prometheus-url: power in virtual time is that of the profile; leave it out")
     return options
 
 

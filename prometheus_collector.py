@@ -11,17 +11,19 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from email.utils import parsedate_to_datetime
 from itertools import chain, pairwise
 from typing import Protocol, Self
 
 import numpy as np
 import urllib3
-from numpy.typing import NDArray
 from prometheus_api_client import PrometheusConnect
 from prometheus_api_client.exceptions import PrometheusApiClientException
 from prometheus_client.parser import text_string_to_metric_families
+from requests import Response, Session
 from requests.exceptions import ConnectionError, RequestException
 
+from energy import node_energy
 from run_figures import UNCOVERED_LIMIT
 from task import NodeEnergy, PowerSample
 from utils import UsageError
@@ -51,13 +53,10 @@ _LONGEST_REASON = 160
 HostFigures = dict[str, dict[str, float]]
 """Value of each of HOST_QUERIES, by node."""
 
-Floats = NDArray[np.float64]
-
 _COUNTER_LOOK_BACK = 10
 """Samples among which the counter's value before the latest is looked for."""
-_AS_GOOD = 0.01
-"""Share of a window that a counter may leave out more than the gauge beside it, and is still preferred."""
 _LONGEST_PAUSE_S = 0.5
+_CLOCK_LIMIT_S = 0.5
 _LEAST_PAUSE = 0.1
 """Share of the interval that the poller rests after a slow answer, so that others get at what it has read."""
 
@@ -109,7 +108,8 @@ class NodeMetricsSource:
 class PrometheusSource:
     """Reads a Prometheus server: the raw samples of all nodes, with their own timestamps, by one query.
 
-    The server's clock is taken for the master's, on which it runs; a sample from the future counts as of now.
+    The server's clock is taken for the master's, on which it runs; one that differs is warned of. A sample from the future counts
+    as of now.
 
     Args:
         url: address of the server.
@@ -128,14 +128,17 @@ class PrometheusSource:
         instances: Mapping[str, str] | None = None,
     ) -> None:
         self.url = url
+        session = Session()
+        session.hooks["response"].append(self._check_clock)
         no_retry = urllib3.Retry(total=0)  # the next poll is the retry
-        self._prometheus = PrometheusConnect(url=url, retry=no_retry, timeout=timeout_s)
+        self._prometheus = PrometheusConnect(url=url, retry=no_retry, timeout=timeout_s, session=session)
         self._nodes = frozenset(nodes)
         self._instances = instances
         self._window_s = window_s
         self._answered_s: float | None = None
         self._read_until: dict[tuple[str, str], float] = {}
         self._ambiguous: set[tuple[str, str]] = set()
+        self._clock_differs = False
 
     def read(self) -> dict[str, list[PowerSample]]:
         """All samples that it has not given yet, as far back as shortly before the last answer.
@@ -163,6 +166,23 @@ class PrometheusSource:
                     times.setdefault(round(at_s, 3), {})[metric] = value
                     self._read_until[node, metric] = unix_s
         return {node: [_sample(at_s, values) for at_s, values in sorted(times.items())] for node, times in by_node.items()}
+
+    def _check_clock(self, response: Response, **_: object) -> None:
+        """Warn once of a clock that is surely further off than the limit, by the whole seconds of the header Date."""
+        answered_s = time.time()
+        try:
+            said_s = parsedate_to_datetime(response.headers["Date"]).timestamp()
+        except (KeyError, ValueError):
+            return
+        ahead_s = said_s - answered_s
+        behind_s = answered_s - response.elapsed.total_seconds() - (said_s + 1)
+        if max(ahead_s, behind_s) > _CLOCK_LIMIT_S and not self._clock_differs:
+            self._clock_differs = True
+            logger.warning(
+                "the clock of Prometheus at %s is %.1f s or more %s this machine's, and energy is over a window that is off by "
+                "as much: synchronise the clocks",
+                *(self.url, max(ahead_s, behind_s), "ahead of" if ahead_s > behind_s else "behind"),
+            )
 
     def _is_meant(self, labels: Mapping[str, str]) -> bool:
         return self._instances is None or labels.get("instance") == self._instances[labels["node"]]
@@ -407,89 +427,6 @@ def _with_power(sample: PowerSample, before: Sequence[PowerSample], longest_s: f
             grown_j = sample.energy_j - earlier.energy_j
             return sample._replace(power_w=grown_j / (sample.time_s - earlier.time_s)) if grown_j >= 0 else sample
     return sample
-
-
-def node_energy(samples: Sequence[PowerSample], start_s: float, end_s: float, idle_w: float, interval_s: float) -> NodeEnergy:
-    """Energy of one node over a window.
-
-    The increase of its joule counter, linear between samples, where it has one that covers no less than its power samples; else
-    the trapezoidal integral of these, the outermost held to the window's edges. Above idle: minus idle power times the time that
-    was integrated, which the counter's target says itself (`measured_s`) or the steps of the counter tell.
-
-    The increase is taken from the counter's own samples and not from PromQL's `increase()`. That one sees only the samples within
-    its range, and stretches their growth to its edges at their mean rate, as if the load had gone on there as in the middle. Here
-    the samples just outside the window are known too, so that the counter is interpolated at its edges. A counter that fell
-    counts as restarted from 0, as it does there.
-
-    Args:
-        samples: in order of time, which may reach beyond the window.
-        start_s: start of the window, seconds.
-        end_s: its end, seconds.
-        idle_w: power of the idle node, watts.
-        interval_s: time between polls, seconds: what lies further than two of them from a sample is uncovered.
-    """
-    reach_s = 2 * interval_s
-    near = [s for s in samples if start_s - reach_s <= s.time_s <= end_s + reach_s]
-    counted = [s for s in near if s.energy_j is not None]
-    metered = [s for s in near if s.power_w is not None]
-    spans = len(counted) >= 2 and counted[0].time_s < end_s and counted[-1].time_s > start_s
-    if end_s <= start_s or not (metered or spans):
-        return NodeEnergy(None, None, 1.0)
-    uncovered, uncovered_by_gauge = (
-        uncovered_share(np.array([s.time_s for s in of]), start_s, end_s, reach_s) for of in (counted, metered)
-    )
-    if metered and (not spans or uncovered > uncovered_by_gauge + _AS_GOOD):
-        times, power_w = np.array([(s.time_s, s.power_w) for s in metered], dtype=float).T
-        total_j = power_integral(times, power_w, start_s, end_s)
-        return NodeEnergy(total_j, total_j - idle_w * (end_s - start_s), uncovered_by_gauge)
-    times, energy_j, measured_s = np.array([(s.time_s, s.energy_j, s.measured_s) for s in counted], dtype=float).T
-    first_s, last_s = np.clip([start_s, end_s], times[0], times[-1]).tolist()
-    total_j = counter_increase(times, energy_j, first_s, last_s)
-    if np.isnan(measured_s).any():
-        missed_s = _stood_still_s(times, energy_j, first_s, last_s, idle_w, reach_s)
-        counted_s = last_s - first_s - missed_s
-    else:
-        counted_s = counter_increase(times, measured_s, first_s, last_s)
-        missed_s = end_s - start_s - counted_s
-    uncovered = max(uncovered, (missed_s - reach_s) / (end_s - start_s))
-    return NodeEnergy(total_j, total_j - idle_w * counted_s, uncovered)
-
-
-def _stood_still_s(times_s: Floats, values: Floats, start_s: float, end_s: float, idle_w: float, reach_s: float) -> float:
-    """Seconds of a window in which the meter was away and its counter stood still, so that idle power must not be taken off them.
-
-    These are steps longer than `reach_s` in which the counter grew by less than half of what the idle node takes, or fell. A run
-    of samples with the same value is one step. A counter may be coarse: its smallest growth is what a step may have kept back.
-    """
-    turns = (np.diff(values, prepend=np.nan) != 0) | (np.diff(values, append=np.nan) != 0)
-    times_s, values = times_s[turns], values[turns]
-    steps_s, grown = np.diff(times_s), np.diff(values)
-    kept_back = np.min(grown[grown > 0], initial=np.inf) if (grown > 0).any() else 0.0
-    still = (steps_s > reach_s) & (grown + kept_back < 0.5 * idle_w * steps_s)
-    inside_s = np.minimum(times_s[1:], end_s) - np.maximum(times_s[:-1], start_s)
-    return float(np.maximum(inside_s, 0.0)[still].sum())
-
-
-def counter_increase(times_s: Floats, values: Floats, start_s: float, end_s: float) -> float:
-    """Increase of a counter between two instants, linear between samples; a counter that fell has restarted from 0."""
-    steps = np.diff(values, prepend=values[0])
-    grown = np.cumsum(np.where(steps < 0, values, steps))
-    return float(np.interp(end_s, times_s, grown) - np.interp(start_s, times_s, grown))
-
-
-def power_integral(times_s: Floats, power_w: Floats, start_s: float, end_s: float) -> float:
-    """Trapezoidal integral of power samples over a window, the outermost samples held to its edges; joules."""
-    inside = times_s[(times_s > start_s) & (times_s < end_s)]
-    at_s = np.concatenate([[start_s], inside, [end_s]])
-    return float(np.trapezoid(np.interp(at_s, times_s, power_w), at_s))
-
-
-def uncovered_share(times_s: Floats, start_s: float, end_s: float, reach_s: float) -> float:
-    """Share of a window that lies further than `reach_s` from every sample."""
-    lows = np.concatenate([[-np.inf], times_s + reach_s])
-    highs = np.concatenate([times_s - reach_s, [np.inf]])
-    gaps = np.minimum(highs, end_s) - np.maximum(lows, start_s)
-    return float(np.maximum(gaps, 0).sum() / (end_s - start_s))
 
 
 def require_url(option: str, url: str) -> str:

@@ -26,6 +26,7 @@ from benchmarks.dispatch import lag_p99_ms, run_harness
 from benchmarks.figures import Figure, median_figure
 from cluster import Cluster
 from emulated_nodes import EmulatedNodes
+from energy import node_energy
 from inference_request import HttpCluster
 from main_pregenerated import Run, WallClock, build_scenario
 from metric_collector import RunFolder
@@ -36,7 +37,6 @@ from prometheus_collector import (
     NodeMetricsSource,
     PrometheusCollector,
     PrometheusSource,
-    node_energy,
 )
 from scheduler import create_scheduler
 from settings import load_settings

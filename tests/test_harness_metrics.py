@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -337,7 +338,31 @@ def test_grafana_that_is_gone_or_silent_is_one_line_without_the_token():
         assert problem.startswith("no annotation in Grafana at 127.0.0.1") and TOKEN not in problem and "\n" not in problem
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>Welcome</html>", b"\xff", b"[" * 100_000, {"message": "x"}, ["id"], "id", None])
+def test_grafana_that_answers_drop_by_drop_is_not_waited_for():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip():
+            connection, _ = listening.accept()
+            with connection, suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+                while not told.wait(0.05):
+                    connection.sendall(b" ")
+
+        told = threading.Event()
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        try:
+            problem = annotate(f"http://127.0.0.1:{listening.getsockname()[1]}", timeout_s=0.4)
+        finally:
+            told.set()
+            dripping.join()
+    assert problem.endswith(": no answer within 0.4 s")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"<html>Welcome</html>", b"\xff", b"[" * 100_000, b" " * 70_000 + b'{"id": 1}', {"message": "x"}, ["id"], "id", None],
+)
 def test_answer_that_is_not_grafanas_is_a_problem(content):
     with scripted_server(lambda asked: Reply(content=content)) as server:
         problem = annotate(server.url)

@@ -191,6 +191,11 @@ def test_metrics_port_in_virtual_time_is_refused(refused):
     assert "--metrics-port: a run in virtual time" in refused("--metrics-port", "9105", "--cluster", "simulated")
 
 
+def test_prometheus_in_virtual_time_is_refused(refused):
+    problem = refused("--prometheus-url", "http://127.0.0.1:9090", "--cluster", "simulated")
+    assert "--prometheus-url: power in virtual time is that of the profile" in problem
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
 def test_metrics_port_that_is_taken_is_refused_before_anything_is_started(refused, address):
     with socket.create_server((address, 0)) as other:

@@ -2,15 +2,15 @@
 
 import contextlib
 import math
+import re
 import socket
 import threading
 import time
+from email.utils import formatdate
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 from prometheus_collector import (
     ENERGY_METRIC,
@@ -20,152 +20,16 @@ from prometheus_collector import (
     NodeMetricsSource,
     PrometheusCollector,
     PrometheusSource,
-    counter_increase,
-    node_energy,
-    power_integral,
     require_url,
     samples_of,
-    uncovered_share,
 )
 from task import PowerSample
 from tests.helpers import Reply, eventually, scripted_server
 from utils import UsageError
 
-FINITE = st.floats(0.0, 1e4)
-
 
 def times(*values):
     return np.array(values, dtype=float)
-
-
-# Pure kernels, expected numbers by hand.
-
-
-def test_counter_grows_linearly_between_samples():
-    at, joules = times(0, 10, 20), times(100, 150, 300)
-    assert counter_increase(at, joules, 0, 20) == pytest.approx(200)
-    assert counter_increase(at, joules, 5, 15) == pytest.approx(25 + 75)
-
-
-def test_counter_that_fell_has_restarted_from_zero():
-    at, joules = times(0, 10, 20, 30), times(100, 150, 20, 50)
-    assert counter_increase(at, joules, 0, 30) == pytest.approx(50 + 20 + 30)
-
-
-def test_integral_is_trapezoidal_and_holds_the_outermost_samples_to_the_edges():
-    at, watts = times(2, 4), times(3, 5)
-    # 3 W from 0 to 2, then 4 W on average from 2 to 4, then 5 W from 4 to 10
-    assert power_integral(at, watts, 0, 10) == pytest.approx(6 + 8 + 30)
-    assert power_integral(at, watts, 2.5, 3.5) == pytest.approx(4.0)
-    assert power_integral(times(1), times(7), 0, 3) == pytest.approx(21)
-
-
-def test_uncovered_is_what_lies_further_than_the_reach_from_every_sample():
-    assert uncovered_share(times(0, 1, 2), 0, 2, 2) == 0
-    assert uncovered_share(times(0, 10), 0, 10, 2) == pytest.approx(0.6)
-    assert uncovered_share(times(9), 0, 10, 2) == pytest.approx(0.7)
-    assert uncovered_share(times(), 0, 10, 2) == 1
-    assert uncovered_share(times(-5, 30), 0, 10, 2) == 1
-
-
-@given(st.lists(st.tuples(st.floats(0.01, 5.0), FINITE), min_size=2, max_size=20), st.floats(0, 1), st.floats(0, 1))
-def test_energy_of_two_halves_is_the_energy_of_the_whole(gaps_and_values, first, second):
-    at = np.cumsum([gap for gap, _ in gaps_and_values])
-    values = np.array([value for _, value in gaps_and_values])
-    start, middle, end = sorted([at[0], at[0] + first * (at[-1] - at[0]), at[0] + second * (at[-1] - at[0])])
-    for kernel in (counter_increase, power_integral):
-        halves = kernel(at, values, start, middle) + kernel(at, values, middle, end)
-        assert halves == pytest.approx(kernel(at, values, start, end), abs=1e-6)
-
-
-@given(st.lists(st.tuples(st.floats(0.01, 5.0), FINITE), min_size=1, max_size=20), st.floats(0.1, 50.0))
-def test_energy_lies_between_the_least_and_the_largest_power(gaps_and_values, length):
-    at = np.cumsum([gap for gap, _ in gaps_and_values])
-    watts = np.array([value for _, value in gaps_and_values])
-    energy = power_integral(at, watts, 0.0, length)
-    assert watts.min() * length - 1e-6 <= energy <= watts.max() * length + 1e-6
-
-
-@given(st.lists(st.tuples(st.floats(0.01, 5.0), FINITE), min_size=2, max_size=20))
-def test_counter_with_resets_never_decreases(gaps_and_values):
-    at = np.cumsum([gap for gap, _ in gaps_and_values])
-    joules = np.array([value for _, value in gaps_and_values])
-    increases = [counter_increase(at, joules, at[0], until) for until in at]
-    assert all(later >= earlier - 1e-9 for earlier, later in zip(increases, increases[1:], strict=False))
-
-
-@given(st.lists(st.floats(-20.0, 120.0), max_size=30), st.floats(0.1, 20.0))
-def test_uncovered_share_agrees_with_counting_instants(sample_times, reach):
-    at = np.sort(np.array(sample_times, dtype=float))
-    instants = np.linspace(0, 100, 2001)
-    far = np.ones(len(instants), dtype=bool)
-    for sample in at:
-        far &= np.abs(instants - sample) > reach
-    assert uncovered_share(at, 0.0, 100.0, reach) == pytest.approx(far.mean(), abs=0.001 * (2 * len(at) + 2))
-
-
-@given(st.integers(0, 2**32))
-def test_counter_and_integral_agree_within_one_percent_on_the_same_signal(seed):
-    draw = np.random.default_rng(seed)
-    at = np.arange(0.0, 121.0) + draw.uniform(-0.05, 0.05, 121)
-    turning = draw.uniform(0.05, 0.3)
-    watts = 5.0 + np.sin(turning * at)
-    joules = 5.0 * at + (1 - np.cos(turning * at)) / turning  # the integral of the above
-    counter = [PowerSample(t, None, j) for t, j in zip(at.tolist(), joules.tolist(), strict=True)]
-    gauge = [PowerSample(t, w) for t, w in zip(at.tolist(), watts.tolist(), strict=True)]
-    counted, integrated = (node_energy(samples, 10.3, 110.7, 4.0, 1.0) for samples in (counter, gauge))
-    assert counted.total_j == pytest.approx(integrated.total_j, rel=0.01)
-    assert counted.total_j is not None
-    assert counted.above_idle_j == pytest.approx(counted.total_j - 4.0 * 100.4)
-    assert counted.uncovered == integrated.uncovered == 0
-
-
-def test_node_energy_prefers_the_counter():
-    samples = [PowerSample(float(t), 99.0, 5.0 * t) for t in range(11)]
-    assert node_energy(samples, 0, 10, 2.0, 1.0) == (50.0, 30.0, 0.0)
-
-
-def test_node_energy_without_a_counter_integrates_and_subtracts_idle_over_the_window():
-    samples = [PowerSample(float(t), 5.0) for t in range(1, 10)]
-    assert node_energy(samples, 0, 10, 2.0, 1.0) == (50.0, 30.0, 0.0)
-
-
-def test_counter_is_not_stretched_beyond_its_samples_and_idle_is_subtracted_over_the_same_interval():
-    samples = [PowerSample(float(t), None, 5.0 * t) for t in range(1, 10)]
-    energy = node_energy(samples, 0, 10, 2.0, 1.0)
-    assert (energy.total_j, energy.above_idle_j) == (40.0, 40.0 - 2.0 * 8)
-
-
-@pytest.mark.parametrize("samples", [[], [PowerSample(5.0, None)], [PowerSample(5.0, None, 3.0)], [PowerSample(-50.0, 5.0)]])
-def test_node_without_usable_samples_has_no_energy(samples):
-    assert node_energy(samples, 0, 10, 2.0, 1.0) == (None, None, 1.0)
-
-
-def test_samples_that_are_far_away_from_a_long_window_leave_it_uncovered():
-    samples = [PowerSample(float(t), None, 5.0 * t) for t in (0, 1, 2, 3)]
-    assert node_energy(samples, 0, 50, 2.0, 1.0).uncovered == pytest.approx(0.9)
-
-
-@given(
-    st.lists(st.tuples(st.floats(0.01, 3.0), st.floats(0.0, 20.0)), min_size=1, max_size=30),
-    st.floats(-5.0, 60.0),
-    st.floats(0.1, 30.0),
-    st.floats(0.0, 5.0),
-    st.booleans(),
-)
-@example([(8.5, 1.0), (0.5, 1.0)], 10.0, 10.0, 2.0, True)  # both samples just before the window
-def test_energy_above_idle_never_exceeds_the_total(gaps_and_watts, start, length, idle_w, counted):
-    at = np.cumsum([gap for gap, _ in gaps_and_watts]).tolist()
-    joules = np.cumsum([gap * watts for gap, watts in gaps_and_watts]).tolist()
-    watts = [watts for _, watts in gaps_and_watts]
-    samples = [PowerSample(t, w, j if counted else None) for t, w, j in zip(at, watts, joules, strict=True)]
-    energy = node_energy(samples, start, start + length, idle_w, 1.0)
-    if energy.total_j is None or energy.above_idle_j is None:
-        assert energy.total_j is energy.above_idle_j is None
-    else:
-        assert energy.above_idle_j <= energy.total_j + 1e-9
-        assert energy.total_j >= 0
-    assert 0.0 <= energy.uncovered <= 1.0 + 1e-9
 
 
 # Reading the nodes' own /metrics.
@@ -293,6 +157,30 @@ def test_clock_of_the_server_that_differs_makes_no_counter_fall(ahead_s, monkeyp
     energy = collector.energy(1000.0, 1030.0, {"coral1": 0.0})["coral1"]
     assert energy.total_j == pytest.approx(150.0, abs=5.0 * 0.8)
     assert energy.uncovered == 0.0
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "says"),
+    [
+        (-3600.0, "3[56][0-9]{2}[.][0-9] s or more behind"),
+        (-1.6, "or more behind"),
+        (0.0, ""),
+        (1.6, "or more ahead of"),
+        (None, ""),
+    ],
+)
+def test_clock_of_the_server_that_differs_is_warned_of_once(ahead_s, says, caplog):
+    def answer(asked):
+        date = "yesterday" if ahead_s is None else formatdate(time.time() + ahead_s, usegmt=True)
+        return Reply(content=matrix().content, headers={"Date": date})
+
+    with scripted_server(answer) as server:
+        source = PrometheusSource(server.url, ["coral1"], 10.0)
+        source.read()
+        source.read()
+    warned = [record.getMessage() for record in caplog.records if "the clock of Prometheus" in record.getMessage()]
+    assert len(warned) == bool(says)
+    assert all(re.search(f"at {server.url} is .*{says} this machine's", line) for line in warned)
 
 
 def test_other_nodes_and_series_without_a_node_are_ignored():
@@ -551,11 +439,6 @@ def test_polling_past_an_instant_gives_up_when_nothing_comes():
     assert collector.failed_polls == source.polls - 1 > 1
 
 
-def test_counter_outside_the_window_does_not_hide_the_power_samples_inside():
-    samples = [PowerSample(float(t), None, 9.0 * t) for t in range(-60, -50)] + [PowerSample(float(t), 5.0) for t in range(11)]
-    assert node_energy(samples, 0, 10, 2.0, 1.0) == (50.0, 30.0, 0.0)
-
-
 def test_node_that_was_never_seen_is_not_up():
     assert not PrometheusCollector(ListSource({}), ["coral1"], 1.0).is_up("coral1", 1e9)
 
@@ -581,7 +464,7 @@ def test_idle_power_by_a_counter_is_over_the_time_that_the_counter_covers(scrape
     scrapes = np.arange(0.4, 29.0, scraped_every_s).tolist()
     collector = PrometheusCollector(ListSource({"coral1": [PowerSample(at, None, 4.56 * at) for at in scrapes]}), ["coral1"], 1.0)
     collector.poll()
-    assert collector.idle_power_w(0.0, 30.0) == {"coral1": pytest.approx(4.56)}
+    assert collector.idle_power_w(1.0, 27.0) == {"coral1": pytest.approx(4.56)}
 
 
 def test_values_that_are_no_numbers_are_no_samples():
@@ -682,59 +565,6 @@ def test_host_figures_that_cannot_be_read_cost_no_power_sample():
     assert collector.failed_polls == 1 and collector.host_metrics(0.0, math.inf) == {}
 
 
-def test_no_idle_power_is_taken_off_while_a_meter_was_away_and_its_counter_stood_still():
-    before = [PowerSample(float(t), None, 5.0 * t) for t in range(101)]
-    after = [PowerSample(float(t), None, 5.0 * (t - 10)) for t in range(110, 201)]
-    total_j, above_j, uncovered = node_energy([*before, *after], 0.0, 200.0, 3.0, 1.0)
-    assert total_j == pytest.approx(5.0 * 190)
-    assert above_j == pytest.approx(2.0 * 190)  # 5 W measured, 3 W idle, for the 190 s that the counter counted
-    assert uncovered == pytest.approx(8 / 200)  # 10 s not counted, of which two polls may be
-
-
-def gap_of(agent_lets_go_after_s, gap_s, seconds=120, exports_measured=False):
-    """Samples of a 5 W node whose counter freezes for some scrapes, goes away and comes back where it stood."""
-    samples = []
-    for t in range(seconds + 1):
-        silent_s = min(max(t - 40, 0), gap_s)
-        if 40 + agent_lets_go_after_s < t < 40 + gap_s:
-            continue
-        measured_s = float(t - silent_s)
-        samples.append(PowerSample(float(t), 5.0, 5.0 * measured_s, measured_s if exports_measured else None))
-    return samples
-
-
-@pytest.mark.parametrize("exports_measured", [False, True])
-@pytest.mark.parametrize(("frozen_s", "gap_s"), [(5, 6), (5, 8), (5, 13), (0, 7), (0, 9), (5, 5)])
-def test_energy_above_idle_leaves_out_exactly_what_a_silent_meter_did_not_count(frozen_s, gap_s, exports_measured):
-    samples = gap_of(frozen_s, gap_s, exports_measured=exports_measured)
-    total_j, above_j, uncovered = node_energy(samples, 0.0, 120.0, 4.5, 1.0)
-    assert total_j == pytest.approx(5.0 * (120 - gap_s))
-    assert above_j == pytest.approx(0.5 * (120 - gap_s))
-    if exports_measured:
-        assert uncovered == pytest.approx(max((gap_s - 2) / 120, (gap_s - frozen_s - 4) / 120))
-
-
-def test_a_restarted_agent_says_itself_how_long_it_measured():
-    before = [PowerSample(float(t), 5.0, 5.0 * t, float(t)) for t in range(61)]
-    after = [PowerSample(float(t), 5.0, 5.0 * (t - 61.5), t - 61.5) for t in range(62, 121)]
-    total_j, above_j, _ = node_energy([*before, *after], 0.0, 120.0, 4.5, 1.0)
-    assert total_j == pytest.approx(5.0 * 118.5)
-    assert above_j == pytest.approx(0.5 * 118.5)
-
-
-def test_only_the_part_inside_the_window_of_a_still_counter_is_left_out():
-    samples = [PowerSample(float(t), None, 5.0 * t) for t in range(11)]
-    samples += [PowerSample(float(t), None, 5.0 * (t - 20)) for t in range(30, 61)]
-    total_j, above_j, _ = node_energy(samples, 11.0, 60.0, 3.0, 1.0)
-    assert total_j == pytest.approx(5.0 * 30)
-    assert above_j == pytest.approx(2.0 * 30)
-
-
-def test_the_gauge_is_integrated_where_the_counter_came_late():
-    samples = [PowerSample(float(t), 5.0, 5.0 * t if t >= 59 else None) for t in range(61)]
-    assert list(node_energy(samples, 0.0, 60.0, 3.0, 1.0)) == pytest.approx([300.0, 120.0, 0.0])
-
-
 def test_after_a_gap_no_power_is_made_up_from_the_counter():
     polls = [
         PowerSample(10.0, 5.0, 50.0),
@@ -783,54 +613,11 @@ def test_series_of_another_runs_nodes_are_not_these_nodes_series():
     assert sample[1:] == (40.0, 40.0, None)
 
 
-def test_idle_power_is_taken_off_where_only_the_scrapes_failed_and_the_counter_went_on():
-    samples = [PowerSample(float(t), None, 3.0 * t) for t in range(201) if not 100 < t < 110]
-    total_j, above_j, _ = node_energy(samples, 0.0, 200.0, 3.0, 1.0)
-    assert total_j == pytest.approx(600.0)
-    assert above_j == pytest.approx(0.0)
-
-
-@pytest.mark.parametrize("step_j", [10.0, 36.0])
-def test_a_counter_that_counts_in_large_steps_does_not_stand_still(step_j):
-    samples = [PowerSample(float(t), None, step_j * (3.0 * t // step_j)) for t in range(131)]
-    total_j, above_j, uncovered = node_energy(samples, 0.0, 120.0, 3.0, 1.0)
-    assert total_j is not None
-    assert total_j == pytest.approx(360.0, abs=step_j)
-    assert above_j == pytest.approx(total_j - 360.0)
-    assert uncovered == 0.0
-    collector = PrometheusCollector(ListSource({"coral1": samples}), ["coral1"], 1.0)
-    collector.poll()
-    assert collector.idle_power_w(0.0, 120.0) == {"coral1": pytest.approx(total_j / 120.0)}
-
-
-def test_a_counter_of_large_steps_that_stands_still_for_longer_than_these_is_known_by_it():
-    samples = [PowerSample(float(t), None, 10.0 * (3.0 * min(t, max(60, t - 20)) // 10.0)) for t in range(131)]
-    total_j, above_j, uncovered = node_energy(samples, 0.0, 120.0, 3.0, 1.0)
-    assert total_j == pytest.approx(300.0, abs=10.0)
-    assert above_j == pytest.approx(0.0, abs=20.0)
-    assert uncovered > 0.1
-
-
 def test_idle_power_leaves_out_what_a_still_counter_did_not_count():
     samples = [PowerSample(float(t), None, 4.5 * min(t, max(60, t - 4))) for t in range(131)]
     collector = PrometheusCollector(ListSource({"coral1": samples}), ["coral1"], 1.0)
     collector.poll()
     assert collector.idle_power_w(0.0, 120.0) == {"coral1": pytest.approx(4.5)}
-
-
-def test_a_counter_that_never_moved_has_measured_nothing():
-    samples = [PowerSample(float(t), None, 7.0) for t in range(31)]
-    total_j, above_j, uncovered = node_energy(samples, 0.0, 30.0, 3.0, 1.0)
-    assert (total_j, above_j) == (0.0, 0.0)
-    assert uncovered == pytest.approx(28 / 30)
-
-
-@pytest.mark.parametrize("at", [(8.5, 9.5), (11.5, 12.5)])
-def test_a_counter_on_one_side_of_the_window_tells_nothing_of_it(at):
-    samples = [PowerSample(t, None, 5.0 * t) for t in at]
-    assert node_energy(samples, 10.0, 11.0, 3.0, 1.0) == (None, None, 1.0)
-    with_gauge = [sample._replace(power_w=5.0) for sample in samples]
-    assert list(node_energy(with_gauge, 10.0, 11.0, 3.0, 1.0)) == pytest.approx([5.0, 2.0, 0.0])
 
 
 def reason_of(url):

@@ -6,8 +6,12 @@ Written from public descriptions; tried on directory trees only.
 """
 
 import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from power_agent.measurement import Measurement, Reading
 
@@ -18,6 +22,8 @@ PERIOD_S = 0.2  # the board that is measured does the reading
 RETRY_S = 1.0
 READ = "read"
 ERROR_KINDS = (READ,)
+
+T = TypeVar("T")
 
 
 class RailNotFound(Exception):
@@ -64,9 +70,7 @@ def find_rail(sysfs: Path, name: str) -> Rail:
 
 
 def _rails(sysfs: Path) -> list[Rail]:
-    chips = [
-        path.parent for path in sysfs.glob("bus/i2c/devices/*/name") if path.read_text(errors="replace").startswith("ina3221")
-    ]
+    chips = [path.parent for path in sysfs.glob("bus/i2c/devices/*/name") if _text(path).startswith("ina3221")]
     rails = []
     for chip in chips:
         for label in chip.glob("iio:device*/rail_name_*"):
@@ -76,10 +80,18 @@ def _rails(sysfs: Path) -> list[Rail]:
             channel = label.name.removeprefix("in").removesuffix("_label")
             rails.append((label, f"in{channel}_input", f"curr{channel}_input"))
     return [
-        Rail(label.read_text().strip(), label.parent / voltage, label.parent / current)
+        Rail(_text(label), label.parent / voltage, label.parent / current)
         for label, voltage, current in rails
         if (label.parent / current).exists()
     ]
+
+
+def _text(file: Path) -> str:
+    """What the file says, or that it cannot be read: another device or rail must not keep the wanted one from being found."""
+    try:
+        return file.read_text(errors="replace").strip()
+    except OSError:
+        return f"unreadable {file.name}"
 
 
 class Ina3221:
@@ -101,10 +113,10 @@ class Ina3221:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                rail = await asyncio.to_thread(find_rail, self._sysfs, self._rail)
+                rail = await _in_thread(lambda: find_rail(self._sysfs, self._rail))
                 next_s = loop.time()
                 while True:
-                    reading = await asyncio.to_thread(rail.read)
+                    reading = await _in_thread(rail.read)
                     now_s = loop.time()
                     self._measurement.add(now_s, reading)
                     next_s = max(next_s + PERIOD_S, now_s)
@@ -113,3 +125,18 @@ class Ina3221:
                 self._measurement.failed(READ, str(error))
                 self._measurement.lost()
                 await asyncio.sleep(RETRY_S)
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """What `work` gives, done in a daemon thread: unlike one of `asyncio.to_thread`, it may hang when the process ends."""
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # handed over to the caller
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="sysfs", daemon=True).start()
+    return await asyncio.wrap_future(future)

@@ -74,6 +74,7 @@ class AtorchMeter:
         self._frames = FrameReader()
         self._heard = asyncio.Event()
         self._gone = asyncio.Event()
+        self._misled = False  # whether BlueZ was last said to hold the meter's connection, and nothing was read of it
 
     async def run(self) -> None:
         """Read until the task is cancelled; after a failure, pause 1 s, then twice as long each time, at most 30 s.
@@ -95,7 +96,7 @@ class AtorchMeter:
                 self._measurement.failed(CONNECTION, f"{self._address}: {type(error).__name__}: {error}")
             self._measurement.lost()
             if self._measurement.snapshot is not before:
-                pause_s = FIRST_PAUSE_S
+                pause_s, self._misled = FIRST_PAUSE_S, False
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
@@ -110,7 +111,11 @@ class AtorchMeter:
                 await _within(END_TIMEOUT_S, client.disconnect(), "disconnect")
 
     async def _connected(self) -> BleakClient:
-        device = await _within(ANSWER_TIMEOUT_S, _already_connected(self._address), "list its connections")
+        device = None
+        # bleak goes on listing the connections of a BlueZ that has crashed; a search gives it those objects anew.
+        if not self._misled:
+            device = await _within(ANSWER_TIMEOUT_S, _already_connected(self._address), "list its connections")
+        self._misled = device is not None
         device = device or await self._found()
         if device is None:
             raise SessionEnded(

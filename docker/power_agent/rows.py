@@ -68,14 +68,7 @@ def load_rows(path: Path, host: str) -> list[Row]:
     Raises:
         InvalidRows: the file cannot be read, or a row in it is wrong.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeError) as error:
-        raise InvalidRows(f"{path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise InvalidRows(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
-    if content is None:
-        content = []
+    content = _content(path)
     if not isinstance(content, list):
         raise InvalidRows(f"{path}: found {_shown(content)}, expected a list of rows")
     rows = []
@@ -89,6 +82,31 @@ def load_rows(path: Path, host: str) -> list[Row]:
     meters = [row for row in rows if row.sensor == ATORCH_BLE and not row.is_placeholder]
     _refuse_twice(path, meters, "address", lambda row: row.address)
     return [row for row in rows if row.host == host and not _left_out(row)]
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice: where a dash is forgotten, the later row would take the place of the earlier."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: list[Any] = []
+        for key, _ in node.value:
+            if key.value in keys:
+                where = f"line {key.start_mark.line + 1}: key {_shown(key.value)}"
+                raise InvalidRows(f"{where} stands twice in one row, expected a dash before each row")
+            keys.append(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _content(path: Path) -> Any:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    except InvalidRows as error:
+        raise InvalidRows(f"{path}: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:  # no text, a date that there is not, nested without end
+        raise InvalidRows(f"{path}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise InvalidRows(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
+    return [] if content is None else content
 
 
 def _left_out(row: Row) -> bool:

@@ -114,6 +114,7 @@ class Bluez:
         self.meters = {meter.address: meter for meter in meters}
         self.calls = []
         self.unanswered = set()  # calls that hang, by member or by member and path
+        self.is_running = False
         self._held = []
         self._discovering = set()
         self._loop = asyncio.new_event_loop()
@@ -142,6 +143,14 @@ class Bluez:
         """The meter is in range again."""
         self._do(self._appear(self.meters[address]))
 
+    def crash(self):
+        """It dies: its name, its connections, objects and searches are gone, and no signal says so."""
+        self._do(self._crash())
+
+    def start_again(self):
+        """It is back after a crash, and has yet to discover the meters anew."""
+        self._do(self._start())
+
     def answer_again(self):
         """Nothing hangs any more; what was called meanwhile is answered late, as by a service that was stopped."""
         self.unanswered.clear()
@@ -155,12 +164,20 @@ class Bluez:
         self._bus.add_message_handler(self._handle)
         await self._bus.request_name("org.bluez")
         self._advertising = asyncio.create_task(self._advertise())
+        self.is_running = True
 
     async def _stop(self):
+        self.is_running = False
         self._advertising.cancel()
         await asyncio.wait({self._advertising})
         self._bus.disconnect()
         await self._bus.wait_for_disconnect()
+
+    async def _crash(self):
+        await self._stop()
+        self._discovering.clear()
+        for meter in self.meters.values():
+            meter.connected = meter.notifying = False
 
     async def _send(self, meter, frame, sizes):
         if not (meter.connected and meter.notifying):
@@ -259,10 +276,20 @@ class Bluez:
         return None
 
     async def _on_Disconnect(self, message, meter):  # noqa: N802
+        if not meter.connected:
+            return _unknown(message)
         await self._dropped(meter)
+        return None
 
     async def _on_StartNotify(self, message, meter):  # noqa: N802
+        if not meter.connected:
+            return _unknown(message)
         meter.notifying = True
+        return None
 
     async def _on_StopNotify(self, message, meter):  # noqa: N802
         meter.notifying = False
+
+
+def _unknown(message):
+    return Message.new_error(message, "org.freedesktop.DBus.Error.UnknownObject", f"there is no {message.path}")

@@ -1,5 +1,7 @@
 """INA3221 chips as directory trees, in the layouts of L4T r32 (IIO) and of newer kernels (hwmon)."""
 
+import os
+
 
 class Chip:
     """One chip with up to three rails.
@@ -22,13 +24,15 @@ class Chip:
         link.symlink_to(real)
         first = 0 if layout == "iio" else 1
         self._files = {}
+        self._labels = {}
         for channel, (name, (volts, amperes)) in enumerate(rails.items(), start=first):
             labels = {"iio": f"rail_name_{channel}", "hwmon": f"in{channel}_label"}
             inputs = {
                 "iio": (f"in_voltage{channel}_input", f"in_current{channel}_input"),
                 "hwmon": (f"in{channel}_input", f"curr{channel}_input"),
             }
-            (inner / labels[layout]).write_text(f"{name}\n")
+            self._labels[name] = inner / labels[layout]
+            self._labels[name].write_text(f"{name}\n")
             self._files[name] = [inner / each for each in inputs[layout]]
             self.show(name, volts, amperes)
 
@@ -37,6 +41,18 @@ class Chip:
             new = file.with_name(f".{file.name}.new")
             new.write_text(f"{round(value * 1000)}\n")
             new.replace(file)  # sysfs never shows half a value
+
+    def hide_label(self, name):
+        """Put in its place what also root cannot read."""
+        self._labels[name].unlink()
+        self._labels[name].mkdir()
+
+    def hang(self, name):
+        """Make reading its current last until somebody writes; the file to write to."""
+        file = self._files[name][1]
+        file.unlink()
+        os.mkfifo(file)
+        return file
 
     def unplug(self, name):
         for file in self._files[name]:

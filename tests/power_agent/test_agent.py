@@ -1,7 +1,9 @@
 """The whole agent as a process: the INA3221 of a directory tree over real HTTP, the textfile, its ends and its refusals."""
 
+import os
 import re
 import socket
+from contextlib import suppress
 
 import pytest
 
@@ -98,6 +100,33 @@ def test_it_ends_cleanly_when_told(serve):
         assert agent.end() == 0
         assert agent.log.splitlines()[-1].endswith("INFO ended")
         assert all(re.match(r"\d{4}-\d\d-\d\d \S+ (INFO|WARNING) ", line) for line in agent.log.splitlines())
+
+
+def test_it_ends_when_told_while_a_read_hangs(tmp_path, chip):
+    folder = tmp_path / "textfile"
+    folder.mkdir()
+    fifo = chip.hang("POM_5V_IN")
+    options = ("--rows", rows_file(tmp_path, RAIL), "--host", "jetson1", "--sysfs", tmp_path / "sys", "--textfile", folder)
+    ends: list[int] = []
+
+    def is_read():
+        with suppress(OSError):  # until somebody reads
+            ends.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(ends)
+
+    with running(tmp_path, *options) as agent:
+        assert eventually(is_read)
+        assert agent.end() == 0
+        os.close(ends[0])
+        assert agent.log.splitlines()[-1].endswith("INFO ended")
+    assert list(folder.iterdir()) == []
+
+
+def test_once_ends_in_time_while_a_read_hangs(tmp_path, chip):
+    chip.hang("POM_5V_IN")
+    done = run("--rows", rows_file(tmp_path, RAIL), "--host", "jetson1", "--sysfs", tmp_path / "sys", "--once", "--timeout", "1")
+    assert done.stdout == "jetson1 (ina3221 POM_5V_IN): no reading within 1 s: nothing read\n"
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_textfile_is_written_whole_and_removed_at_the_end(tmp_path, chip):

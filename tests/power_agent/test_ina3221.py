@@ -34,6 +34,16 @@ def test_rails_of_several_chips_are_found_and_other_devices_left_alone(tmp_path)
     assert find_rail(tmp_path, "POM_5V_GPU").read() == Reading(4.92, 0.04)
 
 
+@pytest.mark.parametrize("layout", ["iio", "hwmon"])
+def test_what_cannot_be_read_of_others_does_not_keep_a_rail_from_being_found(tmp_path, layout):
+    chip = Chip(tmp_path, layout, RAILS)
+    (tmp_path / "bus" / "i2c" / "devices" / "0-0011" / "name").mkdir(parents=True)
+    chip.hide_label("POM_5V_GPU")
+    assert find_rail(tmp_path, "POM_5V_IN").read() == Reading(4.936, 0.516)
+    with pytest.raises(RailNotFound, match=r"found POM_5V_CPU, POM_5V_IN, unreadable (rail_name_1|in2_label)$"):
+        find_rail(tmp_path, "POM_5V_GPU")
+
+
 def test_a_missing_rail_names_those_that_there_are(tmp_path):
     Chip(tmp_path, "iio", RAILS)
     with pytest.raises(RailNotFound, match="no rail VDD_IN; found POM_5V_CPU, POM_5V_GPU, POM_5V_IN"):

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from power_agent import meter as meter_module
-from power_agent.measurement import LONGEST_GAP_S, Measurement
+from power_agent.measurement import LONGEST_GAP_S, Measurement, Snapshot
 from tests.helpers import PATIENCE_S, eventually
 from tests.power_agent.agent_process import run, serving
 from tests.power_agent.bluez_standin import Bluez, Meter, private_bus
@@ -200,6 +200,26 @@ def test_a_bluetooth_service_that_hung_is_used_again(bluez, monkeypatch, member)
     in_process(bluez, monkeypatch, read_after_a_hang, HANG_S=PATIENCE_S, **QUICK)
     assert len(hung) >= 100
     assert set(hung[:100]) == {None}
+
+
+@pytest.mark.parametrize("failures", [0, 3], ids=["back at once", "back later"])
+@pytest.mark.parametrize("taken_over", [False, True], ids=["found", "taken over"])
+def test_a_meter_is_read_again_after_bluetooth_has_crashed(bluez, monkeypatch, taken_over, failures):
+    bluez.meters[CORAL_ADDRESS].connected = taken_over
+    before: list[int] = []
+    heard: list[Snapshot | None] = []
+
+    def read_again(coral):
+        if bluez.send(CORAL_ADDRESS, frame_of(500, 200)) and before:
+            heard.append(coral.snapshot)
+        if not before and coral.snapshot is not None:
+            before.append(coral.errors.total())
+            bluez.crash()
+        elif not bluez.is_running and coral.errors.total() >= before[0] + failures:
+            bluez.start_again()
+        return bool(heard) and coral.snapshot is not heard[0]
+
+    in_process(bluez, monkeypatch, read_again, SILENCE_S=0.3, **QUICK)
 
 
 @pytest.mark.parametrize("member", ["StartDiscovery", "StopDiscovery"])

@@ -79,12 +79,35 @@ def test_a_meter_measures_one_node(load):
         load(CORAL, GUEST.replace("00:02", "00:01"))
 
 
-@pytest.mark.parametrize("text, reason", [("node: coral1\n", "expected a list of rows"), ("- {", "is no YAML")])
+TEXTS = [
+    ("node: coral1\n", "expected a list of rows"),
+    ("- {", "is no YAML"),
+    ("[" * 5000 + "]" * 5000, "cannot be read: maximum recursion depth"),
+    ("- {node: 2026-02-30}", "cannot be read: "),
+]
+
+
+@pytest.mark.parametrize("text, reason", TEXTS, ids=["mapping", "broken", "deep", "no date"])
 def test_a_file_that_holds_no_rows_is_refused_in_one_line(tmp_path, text, reason):
     (tmp_path / "rows.yaml").write_text(text)
     with pytest.raises(InvalidRows, match=reason) as raised:
         load_rows(tmp_path / "rows.yaml", "coral1")
     assert "\n" not in str(raised.value)
+
+
+def test_a_forgotten_dash_is_refused_and_not_a_lost_node(tmp_path):
+    text = "- node: coral1\n  accelerator: coral\n  sensor: ina3221\n  node: jetson1\n  accelerator: jetson\n  sensor: ina3221\n"
+    (tmp_path / "rows.yaml").write_text(text)
+    with pytest.raises(InvalidRows) as raised:
+        load_rows(tmp_path / "rows.yaml", "hailo1")
+    assert str(raised.value) == (
+        f"{tmp_path / 'rows.yaml'}: line 4: key 'node' stands twice in one row, expected a dash before each row"
+    )
+
+
+def test_a_row_may_refer_to_another_with_other_values(load):
+    rows = load(RAIL.replace("{", "&rail {"), "{<<: *rail, node: jetson3}", host="jetson3")
+    assert [row.node for row in rows] == ["jetson3"]
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -183,8 +183,9 @@ def test_every_module_that_a_worker_loads_is_hashed_or_known_not_to_bear_on_a_re
         for path in paths
         if path.is_relative_to(PROJECT_ROOT) and ".venv" not in path.parts
     }
-    not_bearing = {"command_line.py", "comparison/__init__.py", "console.py", "emulated_nodes.py", "inference_request.py"}
-    not_bearing |= {"harness_metrics.py", "node_client.py", "node_discovery.py", "prometheus_collector.py", "report.py"}
+    not_bearing = {"command_line.py", "comparison/__init__.py", "console.py", "emulated_nodes.py", "energy.py"}
+    not_bearing |= {"harness_metrics.py", "inference_request.py", "node_client.py", "node_discovery.py"}
+    not_bearing |= {"prometheus_collector.py", "report.py"}
     assert own - set(source_hashes()) - not_bearing == set()
     assert {"sweep/computation.py", "simulated_cluster.py", "scheduler/topsis_scheduler.py"} <= own
 
