@@ -12,6 +12,9 @@ Floats = NDArray[np.float64]
 _NOTHING = NodeEnergy(None, None, 1.0)
 _AS_GOOD = 0.01
 """Share of a window that a counter may leave out more than the gauge beside it, and is still preferred."""
+_OFTEN = 0.5
+"""Share of its samples at which a fine counter grows."""
+_LEAST_W = 1e-6
 
 
 def node_energy(samples: Sequence[PowerSample], start_s: float, end_s: float, idle_w: float, interval_s: float) -> NodeEnergy:
@@ -87,7 +90,7 @@ def _is_fine(counter: Floats, idle_w: float, reach_s: float) -> bool:
     """
     times_s, _, energy_j, _ = counter
     grew = np.diff(energy_j) != 0
-    if not idle_w or grew.mean() >= 0.5:
+    if not idle_w or grew.mean() >= _OFTEN:
         return True
     between_s = np.diff(times_s[1:][grew])
     return len(between_s) > 0 and float(np.median(between_s)) <= 2 * reach_s
@@ -98,17 +101,18 @@ def _measured_s(times_s: Floats, energy_j: Floats, idle_w: float, reach_s: float
 
     All of them, but for the steps at which it fell and those longer than `reach_s` in which it grew by less than half of what the
     idle node takes, its meter being away. What it grew by in these took as long as it would have at its mean power otherwise. A
-    run of samples with the same value is one step. A coarse counter may keep back its smallest growth at each.
+    run of samples with the same value is one step. One that grows seldom may keep back its smallest growth at each.
     """
     turns = _turns(energy_j)
     steps_s, grown_j = np.diff(times_s[turns]), np.diff(energy_j[turns])
     fell = grown_j < 0
-    kept_back_j = grown_j[grown_j > 0].min() if (grown_j > 0).any() else 0.0
+    is_coarse = (np.diff(energy_j) != 0).mean() < _OFTEN
+    kept_back_j = grown_j[grown_j > 0].min() if is_coarse and (grown_j > 0).any() else 0.0
     broken = fell | ((steps_s > reach_s) & (grown_j + kept_back_j < 0.5 * idle_w * steps_s))
     whole_s = float(steps_s[~broken].sum())
     mean_w = float(grown_j[~broken].sum()) / whole_s if whole_s else idle_w
     since_j = np.where(fell, energy_j[turns][1:], grown_j)
-    in_broken_s = np.minimum(since_j / mean_w, steps_s) if mean_w else np.zeros_like(steps_s)
+    in_broken_s = np.minimum(since_j / max(mean_w, _LEAST_W), steps_s)
     counted_s = np.cumsum(np.where(broken, in_broken_s, steps_s))
     at_each: Floats = np.interp(times_s, times_s[turns], np.concatenate([[0.0], counted_s]))
     return at_each

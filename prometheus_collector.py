@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Protocol, Self
 
 import numpy as np
@@ -57,6 +57,8 @@ _COUNTER_LOOK_BACK = 10
 """Samples among which the counter's value before the latest is looked for."""
 _LONGEST_PAUSE_S = 0.5
 _CLOCK_LIMIT_S = 0.5
+_SOME_POWER_W = 1e-3
+"""Idle power that is surely not too large, and not 0, with which a counter may stand still."""
 _LEAST_PAUSE = 0.1
 """Share of the interval that the poller rests after a slow answer, so that others get at what it has read."""
 
@@ -139,6 +141,7 @@ class PrometheusSource:
         self._read_until: dict[tuple[str, str], float] = {}
         self._ambiguous: set[tuple[str, str]] = set()
         self._clock_differs = False
+        self._followed: dict[tuple[str, str], tuple[str, float]] = {}  # labels of a node's series, what it is counted from
 
     def read(self) -> dict[str, list[PowerSample]]:
         """All samples that it has not given yet, as far back as shortly before the last answer.
@@ -149,22 +152,19 @@ class PrometheusSource:
         asked_s = time.monotonic()
         silent_s = 0.0 if self._answered_s is None else asked_s - self._answered_s
         look_back_ms = max(1, round(1e3 * min(self._window_s + silent_s, _LONGEST_LOOK_BACK_S)))
-        pieces: dict[tuple[str, str], list[list[tuple[float, float]]]] = {}
+        pieces: dict[tuple[str, str], list[tuple[list[tuple[float, float]], str]]] = {}
         for labels, values in self._ask(f'{{__name__=~"{"|".join(_METRICS)}"}}[{look_back_ms}ms]', "values"):
             if values and (metric := labels.get("__name__")) is not None and self._is_meant(labels):
-                pieces.setdefault((labels["node"], metric), []).append(values)
+                pieces.setdefault((labels["node"], metric), []).append((values, str(sorted(labels.items()))))
         self._answered_s = asked_s
         now_s = time.monotonic()
         wall_to_monotonic_s = now_s - time.time()
         by_node: dict[str, dict[float, dict[str, float]]] = {}
         for (node, metric), series in pieces.items():
             times = by_node.setdefault(node, {})
-            read_until_s = self._read_until.get((node, metric), -math.inf)
-            for unix_s, value in self._joined(node, metric, series):
-                if unix_s > read_until_s:  # by the server's clock, which may differ from this one and be set meanwhile
-                    at_s = min(unix_s + wall_to_monotonic_s, now_s)
-                    times.setdefault(round(at_s, 3), {})[metric] = value
-                    self._read_until[node, metric] = unix_s
+            for unix_s, value in self._new(node, metric, series):
+                at_s = min(unix_s + wall_to_monotonic_s, now_s)
+                times.setdefault(round(at_s, 3), {})[metric] = value
         return {node: [_sample(at_s, values) for at_s, values in sorted(times.items())] for node, times in by_node.items()}
 
     def _check_clock(self, response: Response, **_: object) -> None:
@@ -172,7 +172,7 @@ class PrometheusSource:
         answered_s = time.time()
         try:
             said_s = parsedate_to_datetime(response.headers["Date"]).timestamp()
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, OverflowError):
             return
         ahead_s = said_s - answered_s
         behind_s = answered_s - response.elapsed.total_seconds() - (said_s + 1)
@@ -187,13 +187,14 @@ class PrometheusSource:
     def _is_meant(self, labels: Mapping[str, str]) -> bool:
         return self._instances is None or labels.get("instance") == self._instances[labels["node"]]
 
-    def _joined(self, node: str, metric: str, series: list[list[tuple[float, float]]]) -> list[tuple[float, float]]:
-        """The samples of series that follow each other, as when a meter's pod is replaced; nothing of series at the same time.
+    def _new(self, node: str, metric: str, series: list[tuple[list[tuple[float, float]], str]]) -> list[tuple[float, float]]:
+        """Samples that were not given yet, of series that follow each other, as when a meter's pod is replaced.
 
-        Two meters of one node cannot be told apart, and the steps between two counters would be taken for energy.
+        A counter that follows another is counted from its first sample. Nothing is given of series at the same time: two meters
+        of one node cannot be told apart, and the steps between two counters would be taken for energy.
         """
         series.sort()
-        if any(later[0][0] <= earlier[-1][0] for earlier, later in pairwise(series)):
+        if any(later[0][0] <= earlier[-1][0] for (earlier, _), (later, _) in pairwise(series)):
             if (node, metric) not in self._ambiguous:
                 self._ambiguous.add((node, metric))
                 logger.warning(
@@ -201,7 +202,18 @@ class PrometheusSource:
                     *(self.url, len(series), metric, node),
                 )
             return []
-        return list(chain.from_iterable(series))
+        given = []
+        for values, labels in series:
+            # by the server's clock, which may differ from this one and be set meanwhile
+            read_until_s = self._read_until.get((node, metric), -math.inf)
+            if new := [(unix_s, value) for unix_s, value in values if unix_s > read_until_s]:
+                followed, counted_from = self._followed.get((node, metric), (labels, 0.0))
+                if labels != followed and metric != POWER_METRIC:
+                    counted_from = next((value for _, value in new if math.isfinite(value)), 0.0)
+                self._followed[node, metric] = labels, counted_from
+                self._read_until[node, metric] = new[-1][0]
+                given += [(unix_s, value - counted_from) for unix_s, value in new]
+        return given
 
     def host_metrics(self) -> HostFigures:
         """Latest CPU, memory and network figures by node, by one query; a node without node-exporter is absent.
@@ -398,7 +410,7 @@ class PrometheusCollector:
         Over the part of the interval that samples cover, which is what idle power is taken off for. A node whose samples leave
         out more of the interval than a valid energy figure may is absent.
         """
-        in_all = self.energy(start_s, end_s, dict.fromkeys(self._history, 0.0))
+        in_all = self.energy(start_s, end_s, dict.fromkeys(self._history, _SOME_POWER_W))
         rough_w = {node: energy.total_j / (end_s - start_s) if energy.total_j else 0.0 for node, energy in in_all.items()}
         power_w = {}
         for node, (total_j, above_j, uncovered) in self.energy(start_s, end_s, rough_w).items():

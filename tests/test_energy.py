@@ -281,3 +281,54 @@ def test_what_a_counter_did_not_tell_at_the_end_is_not_called_measured():
 def test_a_fine_counter_that_is_seldom_read_is_preferred_to_its_gauge(scraped_every_s):
     samples = [PowerSample(float(t), 99.0, 5.0 * t) for t in range(0, 121, scraped_every_s)]
     assert node_energy(samples, 0.0, 120.0, 4.5, 1.0).total_j == pytest.approx(600.0)
+
+
+def test_seconds_are_found_where_some_samples_of_a_counter_do_not_say_them():
+    samples = [PowerSample(float(t), None, 5.0 * t, float(t) if t > 30 else None) for t in range(61)]
+    assert list(node_energy(samples, 0.0, 60.0, 4.5, 1.0)) == pytest.approx([300.0, 30.0, 0.0], abs=1e-9)
+
+
+def test_a_counter_that_jumps_after_a_restart_has_counted_no_longer_than_the_step_took():
+    samples = [PowerSample(float(t), None, 1000.0 + 5.0 * t) for t in range(31)]
+    samples += [PowerSample(float(t), None, 100.0 + 5.0 * (t - 31)) for t in range(31, 61)]
+    total_j, above_j, uncovered = node_energy(samples, 0.0, 60.0, 4.5, 1.0)
+    assert [total_j, above_j, uncovered] == pytest.approx([395.0, 395.0 - 4.5 * 60, 0.0], abs=1e-9)
+
+
+def test_a_counter_of_which_nothing_but_restarts_is_seen_is_measured_by_idle_power():
+    samples = [PowerSample(0.0, None, 50.0), PowerSample(1.0, None, 4.5), PowerSample(3.0, None, 2.25)]
+    assert list(node_energy(samples, 0.0, 3.0, 4.5, 1.0)) == pytest.approx([6.75, 0.0, 0.5])
+
+
+@pytest.mark.parametrize(("watts", "is_away"), [(0.55, False), (0.45, True)])
+def test_a_counter_that_grew_by_less_than_half_of_idle_power_was_away(watts, is_away):
+    before = [PowerSample(float(t), None, 1.0 * t) for t in range(51)]
+    after = [PowerSample(float(t), None, 50.0 + 10 * watts + t - 60) for t in range(60, 101)]
+    energy = node_energy([*before, *after], 0.0, 100.0, 1.0, 1.0)
+    assert energy.above_idle_j == pytest.approx(0.0 if is_away else 10 * watts - 10, abs=1e-9)
+
+
+def test_samples_on_both_far_sides_of_the_window_tell_nothing_of_it():
+    samples = [PowerSample(t, watts, 5.0 * t) for t in (0.0, 100.0) for watts in (None, 5.0)]
+    assert node_energy(samples, 40.0, 60.0, 4.5, 1.0) == (None, None, 1.0)
+
+
+@pytest.mark.parametrize(("lost_s", "total_j"), [(5, 600.0), (8, 1200.0)])
+def test_the_gauge_is_preferred_only_where_it_covers_clearly_more(lost_s, total_j):
+    samples = [PowerSample(float(t), 10.0, None if 50 < t < 50 + lost_s else 5.0 * t) for t in range(121)]
+    assert node_energy(samples, 0.0, 120.0, 4.5, 1.0).total_j == pytest.approx(total_j)
+
+
+def test_a_fine_counter_that_stood_still_keeps_nothing_back():
+    samples = [PowerSample(float(t), None, 10.0 * (t if t <= 60 else max(60, t - 8))) for t in range(0, 121, 2)]
+    assert list(node_energy(samples, 0.0, 120.0, 4.0, 1.0)) == pytest.approx([1120.0, 6.0 * 112, 8 / 120])
+
+
+def test_growth_too_small_for_any_power_breaks_nothing():
+    samples = [PowerSample(t, None, joules) for t, joules in ((0.0, 0.0), (1.0, 1e-310), (4.0, 0.9))]
+    assert node_energy(samples, 0.0, 4.0, 5.0, 1.0).total_j == pytest.approx(0.9)
+
+
+def test_a_counter_in_steps_that_leave_nothing_far_is_preferred_to_its_gauge():
+    samples = [PowerSample(float(t), 99.0, 10.0 * (3.0 * t // 10.0)) for t in range(121)]
+    assert node_energy(samples, 0.0, 120.0, 3.0, 1.0).total_j == pytest.approx(360.0)

@@ -6,11 +6,13 @@ import re
 import socket
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
+import requests
 
 from prometheus_collector import (
     ENERGY_METRIC,
@@ -107,8 +109,9 @@ def test_reading_that_is_no_number_counts_as_none(number):
 # Reading a Prometheus server.
 
 
-def series(metric, node, values):
-    return {"metric": {"__name__": metric, "node": node, "instance": "x"}, "values": [[at, str(value)] for at, value in values]}
+def series(metric, node, values, instance="x"):
+    labels = {"__name__": metric, "node": node, "instance": instance}
+    return {"metric": labels, "values": [[at, str(value)] for at, value in values]}
 
 
 def matrix(*results):
@@ -181,6 +184,21 @@ def test_clock_of_the_server_that_differs_is_warned_of_once(ahead_s, says, caplo
     warned = [record.getMessage() for record in caplog.records if "the clock of Prometheus" in record.getMessage()]
     assert len(warned) == bool(says)
     assert all(re.search(f"at {server.url} is .*{says} this machine's", line) for line in warned)
+
+
+@pytest.mark.parametrize(
+    ("took_s", "said_s", "warns"),
+    [(1.0, -1.4, False), (0.0, -1.4, False), (0.0, -1.6, True), (1.0, -1.6, False), (1.0, -2.6, True)],
+)
+def test_clock_is_judged_by_what_whole_seconds_and_the_time_of_the_answer_leave_open(took_s, said_s, warns, monkeypatch, caplog):
+    monkeypatch.setattr("prometheus_collector.time.time", lambda: 1e9)
+    elapsed = property(lambda response: timedelta(seconds=took_s), lambda response, measured: None)
+    monkeypatch.setattr(requests.Response, "elapsed", elapsed, raising=False)
+    date = datetime.fromtimestamp(1e9, UTC) + timedelta(seconds=said_s)
+    monkeypatch.setattr("prometheus_collector.parsedate_to_datetime", lambda text: date)
+    with scripted_server(lambda asked: matrix()) as server:
+        PrometheusSource(server.url, ["coral1"], 10.0).read()
+    assert ("the clock of Prometheus" in caplog.text) == warns
 
 
 def test_other_nodes_and_series_without_a_node_are_ignored():
@@ -261,15 +279,25 @@ def test_poll_of_six_nodes_is_one_http_request():
         assert len(server.asked) == 2
 
 
-def test_series_that_follow_each_other_are_one_meter_that_was_replaced():
+@pytest.mark.parametrize("first_j", [3.0, 9000.0])
+def test_series_that_follow_each_other_are_one_meter_that_was_replaced(first_j):
     now = time.time()
     answer = matrix(
-        series(ENERGY_METRIC, "coral1", [(now - 2, 3.0), (now - 1, 8.0)]),  # its successor comes first in the answer
-        series(ENERGY_METRIC, "coral1", [(now - 5, 100.0), (now - 4, 105.0)]),
+        series(ENERGY_METRIC, "coral1", [(now - 2, first_j), (now - 1, first_j + 5)], "b"),  # comes first in the answer
+        series(ENERGY_METRIC, "coral1", [(now - 5, 100.0), (now - 4, 105.0)], "a"),
+        series(POWER_METRIC, "coral1", [(now - 2, 5.0)], "b"),
+        series(POWER_METRIC, "coral1", [(now - 4, 4.0)], "a"),
     )
-    with scripted_server(lambda asked: answer) as server:
-        read = PrometheusSource(server.url, ["coral1"], 10.0).read()["coral1"]
-    assert [sample.energy_j for sample in read] == [100.0, 105.0, 3.0, 8.0]
+    later = matrix(series(ENERGY_METRIC, "coral1", [(now - 1, first_j + 5), (now - 0.8, first_j + 6)], "b"))
+    back = matrix(series(ENERGY_METRIC, "coral1", [(now - 0.5, 200.0), (now - 0.4, 201.0)], "a"))
+    answers = iter([answer, later, back])
+    with scripted_server(lambda asked: next(answers)) as server:
+        source = PrometheusSource(server.url, ["coral1"], 10.0)
+        first, second, third = (source.read()["coral1"] for _ in range(3))
+    assert [sample.energy_j for sample in first] == pytest.approx([100.0, 105.0, 0.0, 5.0])
+    assert [sample.power_w for sample in first] == [None, 4.0, 5.0, None]
+    assert [sample.energy_j for sample in second] == pytest.approx([6.0])
+    assert [sample.energy_j for sample in third] == pytest.approx([0.0, 1.0])
 
 
 def test_two_meters_of_a_node_at_the_same_time_are_named_once_and_not_mixed(caplog):
@@ -611,6 +639,14 @@ def test_series_of_another_runs_nodes_are_not_these_nodes_series():
         source = PrometheusSource(server.url, ["coral1"], 10.0, instances={"coral1": "127.0.0.1:2222"})
         ((sample,),) = source.read().values()
     assert sample[1:] == (40.0, 40.0, None)
+
+
+@pytest.mark.parametrize("joules_at", [lambda t: 7.0, lambda t: 36.0 * (t // 36)])
+def test_idle_power_is_the_gauges_where_the_counter_is_of_no_use(joules_at):
+    samples = [PowerSample(float(t), 1.0, joules_at(t)) for t in range(31)]
+    collector = PrometheusCollector(ListSource({"coral1": samples}), ["coral1"], 1.0)
+    collector.poll()
+    assert collector.idle_power_w(0.0, 30.0) == {"coral1": pytest.approx(1.0)}
 
 
 def test_idle_power_leaves_out_what_a_still_counter_did_not_count():

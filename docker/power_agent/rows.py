@@ -102,7 +102,7 @@ def _content(path: Path) -> Any:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except InvalidRows as error:
         raise InvalidRows(f"{path}: {error}") from None
-    except (OSError, ValueError, RecursionError) as error:  # no text, a date that there is not, nested without end
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:  # no text, or a wrong tag
         raise InvalidRows(f"{path}: cannot be read: {error}") from error
     except yaml.YAMLError as error:
         raise InvalidRows(f"{path}: is no YAML: {' '.join(str(error).split())}") from error

@@ -222,6 +222,19 @@ def test_a_meter_is_read_again_after_bluetooth_has_crashed(bluez, monkeypatch, t
     in_process(bluez, monkeypatch, read_again, SILENCE_S=0.3, **QUICK)
 
 
+def test_a_meter_that_stays_connected_and_cannot_be_found_is_taken_over_again(bluez, monkeypatch):
+    bluez.meters[CORAL_ADDRESS].connected = True
+    bluez.unanswered |= {"StartNotify", "Disconnect"}
+
+    def read_after_a_search(coral):
+        if coral.errors["not_found"]:
+            bluez.unanswered.clear()
+        bluez.send(CORAL_ADDRESS, frame_of(500, 200))
+        return coral.snapshot is not None
+
+    in_process(bluez, monkeypatch, read_after_a_search, **QUICK)
+
+
 @pytest.mark.parametrize("member", ["StartDiscovery", "StopDiscovery"])
 def test_a_search_that_is_never_answered_ends_the_agent(bluez, monkeypatch, member):
     bluez.unanswered |= {member}

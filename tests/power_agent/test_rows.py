@@ -87,6 +87,13 @@ TEXTS = [
 ]
 
 
+@pytest.mark.parametrize("text", ["- !!map [a]", "- !!bool x", "- !!timestamp x", "- !!int x"])
+def test_value_that_is_not_what_its_tag_says_is_refused(tmp_path, text):
+    (tmp_path / "rows.yaml").write_text(text)
+    with pytest.raises(InvalidRows, match="cannot be read"):
+        load_rows(tmp_path / "rows.yaml", "coral1")
+
+
 @pytest.mark.parametrize("text, reason", TEXTS, ids=["mapping", "broken", "deep", "no date"])
 def test_a_file_that_holds_no_rows_is_refused_in_one_line(tmp_path, text, reason):
     (tmp_path / "rows.yaml").write_text(text)
