@@ -219,6 +219,7 @@ def test_process_of_another_person_runs(tmp_path, monkeypatch):
 
 def test_folder_that_is_gone_holds_nothing_of_the_dead(tmp_path):
     remove_targets_of_the_dead(tmp_path / "gone")
+    assert not (tmp_path / "gone").exists()
 
 
 def test_target_is_listed_while_the_block_runs(tmp_path):
