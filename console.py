@@ -81,6 +81,7 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: Path) ->
     table = Table(
         title=Text(f"{summary['scheduler']} on the {summary['cluster']} cluster, seed {summary['seed']}"), show_header=False
     )
+    energy_name = "energy" if summary["energy_valid"] else "energy (not valid)"
     rows = {
         "valid": "yes" if summary["valid"] else "no",
         "tasks": ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in tasks.items()),
@@ -90,7 +91,7 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: Path) ->
         "delivered in the cell": _percent(summary["delivered_rate"]),
         "response time": _milliseconds(summary["response_time_s"]),
         "throughput": f"{summary['throughput_tasks_per_s'] or 0:.1f} tasks/s over {summary['window_s']:.1f} s",
-        f"energy{'' if summary['energy_valid'] else ' (not valid)'}": f"{_joules(energy['total'])}, above idle {_joules(energy['above_idle'])}, "
+        energy_name: f"{_joules(energy['total'])}, above idle {_joules(energy['above_idle'])}, "
         f"{_joules(energy['above_idle_per_task'])} per task",
         "busy": _by_name(summary["utilisation"], _percent),
         "load fairness (Jain)": "–" if summary["load_fairness"] is None else f"{summary['load_fairness']:.3f}",
