@@ -76,6 +76,8 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: Path) ->
         console.print(f"INVALID: {reason}", style="bold red", highlight=False, markup=False, soft_wrap=True)
     for reason in summary["energy_invalid_reasons"]:
         console.print(f"ENERGY INVALID: {reason}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+    for warning in summary["warnings"]:
+        console.print(f"WARNING: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     tasks, energy = summary["tasks"], summary["energy_j"]
     by_class = _by_name(summary["slo_compliance_rate_by_class"], _percent)
     table = Table(

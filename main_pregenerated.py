@@ -166,6 +166,8 @@ class Run(Generic[AnyCluster]):
             write_result=lambda row: self._files.append(folder.results, row),
             write_decision=lambda row: self._files.append(folder.decisions, row),
         )
+        self.warnings: list[str] = []
+        """What the summary must say beside its numbers; anyone may add a sentence before the run ends."""
         self.monitor = SloMonitor(lambda row: self._files.append(folder.violations, row))
         self._metrics: HarnessMetrics | None = None
         self.cluster = make_cluster(self._record, self._decided)
@@ -223,6 +225,7 @@ class Run(Generic[AnyCluster]):
             scheduler=self._settings.scheduler,
             settings=self._settings,
             scenario_sha256=scenario_sha256(self._settings, self._scenario.trace),
+            warnings=[*self.warnings, *added.pop("warnings", ())],
             **added,
         )
         summary = self._collector.summarise(facts)

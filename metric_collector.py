@@ -244,6 +244,7 @@ class MetricCollector:
             "invalid_reasons": reasons,
             "energy_valid": not energy_reasons,
             "energy_invalid_reasons": energy_reasons,
+            "warnings": list(facts.warnings),
             "cluster": facts.cluster,
             "scheduler": facts.scheduler,
             "seed": self._settings.seed,

@@ -40,6 +40,7 @@ class RunFacts:
         unreachable_at_start: why, by node.
         wake_late_p99_s: how late the emulated accelerators woke; None elsewhere.
         host_metrics: mean CPU, memory and network figures by node; None where they were not asked for.
+        warnings: what a reader of the results must know, one sentence each; they do not make the run invalid.
     """
 
     experiment_id: str
@@ -57,6 +58,7 @@ class RunFacts:
     unreachable_at_start: Mapping[str, str] | None = None
     wake_late_p99_s: float | None = None
     host_metrics: Mapping[str, Mapping[str, float]] | None = None
+    warnings: Sequence[str] = ()
 
 
 def percentiles(values: Floats) -> dict[str, float] | None:

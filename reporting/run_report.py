@@ -56,6 +56,7 @@ def write_page(folder: Path, output: Path, png: bool) -> Path:
         profile=profile,
         invalid_reasons=list_at(summary, "invalid_reasons"),
         energy_invalid_reasons=list_at(summary, "energy_invalid_reasons"),
+        warnings=list_at(summary, "warnings"),
         compliance_by_class=mapping_at(summary, "slo_compliance_rate_by_class"),
     )
 

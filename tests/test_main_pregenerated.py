@@ -378,6 +378,7 @@ def test_summary_on_the_terminal_shows_reasons_as_they_stand():
         "invalid_reasons": [said],
         "energy_valid": False,
         "energy_invalid_reasons": [said],
+        "warnings": [said],
         "valid": False,
         "interrupted": False,
         "scheduler": "topsis",
@@ -391,7 +392,7 @@ def test_summary_on_the_terminal_shows_reasons_as_they_stand():
     }
     text = StringIO()
     print_summary(Console(file=text, width=200), summary, PROJECT_ROOT)
-    assert text.getvalue().count(said) == 2
+    assert text.getvalue().count(said) == 3
 
 
 def test_program_refuses_bad_usage_as_a_process_does():

@@ -232,7 +232,14 @@ scheduler, seed, settings, scenario_sha256, git_commit, tasks, slo_compliance_ra
 slo_violations_by_class, fixed_deadline_compliance_rate, base_deadline_compliance_rate, achievable_slo_rate, delivered_rate,
 response_time_s, waiting_time_s, inference_time_s, throughput_tasks_per_s, window_s, energy_j, load_fairness, utilisation,
 coverage_skip_rate, dispatch_lag_s, decision_duration_s, by_minute, versions"""
-FURTHER_KEYS = {"energy_invalid_reasons", "achievable_slo_rate_is_estimate", "emulated_wake_late_p99_s", "host_metrics", "idle_w"}
+FURTHER_KEYS = {
+    "energy_invalid_reasons",
+    "achievable_slo_rate_is_estimate",
+    "emulated_wake_late_p99_s",
+    "host_metrics",
+    "idle_w",
+    "warnings",
+}
 
 
 def test_summary_has_the_keys_of_the_design_and_a_few_more():

@@ -44,11 +44,12 @@ def test_an_invalid_run_says_so_with_its_reasons_before_anything_else(run_folder
         energy_valid=False,
         energy_invalid_reasons=["no meter on hailo1"],
         interrupted=True,
+        warnings=["hailo1 was measured without its meter's counter"],
     )
     text = report.write_run_report(run_folder).read_text()
     top = text[text.index('id="verdict"') : text.index("</section>")]
     assert "Valid run" not in top
-    for said in ("INVALID run", "dispatch lag p99 9.1 ms", "ENERGY INVALID", "no meter on hailo1", "interrupted"):
+    for said in ("INVALID run", "dispatch lag p99 9.1 ms", "ENERGY INVALID", "no meter on hailo1", "interrupted", "counter"):
         assert said in top
 
 
