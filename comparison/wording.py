@@ -79,10 +79,8 @@ def _in_short(cells: pd.DataFrame) -> list[str]:
     if not most:
         return []
     needed = f"{SHARE_OF_ACHIEVABLE * 100:.0f} % of the achievable compliance"
-    ahead = f"In short, by the means: most fixed deadlines are met by {_placed(most, len(groups))}."
-    cheapest = (
-        f"Of the policies that reach {needed}, the least energy above idle per task is used by {_placed(least, len(groups))}."
-    )
+    ahead = f"In short, of these policies, by the means: most fixed deadlines are met by {_placed(most, len(groups))}."
+    cheapest = f"Of those that reach {needed}, the least energy above idle per task is used by {_placed(least, len(groups))}."
     return [f"{ahead} {cheapest} What cannot be told apart stands below."]
 
 
