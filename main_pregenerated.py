@@ -14,6 +14,7 @@ if __name__ == "__main__":  # until main() has its own handlers: an end without 
 
 import argparse
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -265,6 +266,7 @@ class WallClock:
         late_before = self.nodes.lateness() if self.nodes else None
         with low_latency(), self.progress:
             self.power.poll()
+            _await_poll_instant(time.time(), self.settings.power.poll_interval_s)
             load()
             window_s, end_s = cluster.now_s(), cluster.clock()
             down_periods = cluster.down_periods()
@@ -298,6 +300,15 @@ class WallClock:
                 self.say(f"idle power of {', '.join(unmeasured)} could not be measured: the profile's is taken")
             idle_w.update(measured_w)
         return idle_w
+
+
+def _await_poll_instant(unix_s: float, poll_interval_s: float) -> None:
+    """Sleep until the next whole multiple of the poll interval, at least a whole second, on the wall clock.
+
+    Meters, Prometheus and the poller keep to that clock: a policy that reads power then sees it at the same times in equal runs.
+    """
+    every_s = max(1, math.ceil(poll_interval_s))
+    time.sleep(every_s - unix_s % every_s)
 
 
 def measured_in_virtual_time(cluster: SimulatedCluster, load: Callable[[], None]) -> dict[str, Any]:
@@ -391,14 +402,15 @@ def _power_poller(
     prometheus_url: str | None, nodes: EmulatedNodes | None, names: Sequence[str], settings: Settings
 ) -> PrometheusCollector:
     """A poller of a Prometheus server, or of the emulated nodes' own /metrics."""
-    interval_s = settings.power.poll_interval_s
+    interval_s, delay_s = settings.power.poll_interval_s, settings.power.power_delay_s
     if nodes and not prometheus_url:
         if settings.power.host_metrics:
             raise UsageError("power.host_metrics: emulated nodes have none of their own; give --prometheus-url")
-        return PrometheusCollector(NodeMetricsSource(nodes.metrics_urls), names, interval_s)
+        return PrometheusCollector(NodeMetricsSource(nodes.metrics_urls), names, interval_s, delay_s=delay_s)
     instances = {node: urlsplit(url).netloc for node, url in nodes.metrics_urls.items()} if nodes else None
     source = PrometheusSource(prometheus_url or DEFAULT_PROMETHEUS_URL, names, window_s=10 * interval_s, instances=instances)
-    return PrometheusCollector(source, names, interval_s, source.host_metrics if settings.power.host_metrics else None)
+    read_host = source.host_metrics if settings.power.host_metrics else None
+    return PrometheusCollector(source, names, interval_s, read_host, delay_s)
 
 
 def _await_power(power: PrometheusCollector, names: Sequence[str], settings: Settings, stopping: Callable[[], bool]) -> None:

@@ -278,10 +278,17 @@ class PrometheusCollector:
         nodes: the nodes of the cluster.
         interval_s: time between polls, seconds.
         read_host: gives figures of the nodes themselves, by node and name, to be read with every poll.
+        delay_s: how long after each multiple of `interval_s` on the wall clock it polls, seconds. Meters and Prometheus keep to
+            that clock too, so equal runs that start at a whole second see equal samples at equal times.
     """
 
     def __init__(
-        self, source: Source | None, nodes: Sequence[str], interval_s: float, read_host: Callable[[], HostFigures] | None = None
+        self,
+        source: Source | None,
+        nodes: Sequence[str],
+        interval_s: float,
+        read_host: Callable[[], HostFigures] | None = None,
+        delay_s: float = 0.0,
     ) -> None:
         self.latest: dict[str, PowerSample] = {}
         self._read_host = read_host
@@ -290,6 +297,7 @@ class PrometheusCollector:
         self._failing: set[str] = set()
         self._source = source
         self._interval_s = interval_s
+        self._delay_s = delay_s
         self._history: dict[str, list[PowerSample]] = {node: [] for node in nodes}
         self._polling = threading.Lock()
         self._closing = threading.Event()
@@ -419,11 +427,13 @@ class PrometheusCollector:
         return power_w
 
     def _run(self) -> None:
-        pause_s = self._interval_s
-        while not self._closing.wait(pause_s):
-            started_s = time.monotonic()
+        while not self._closing.wait(self._pause_s(time.time())):
             self.poll()
-            pause_s = max(_LEAST_PAUSE * self._interval_s, self._interval_s - (time.monotonic() - started_s))
+
+    def _pause_s(self, unix_s: float) -> float:
+        """Seconds from `unix_s` until the next poll."""
+        least_s = _LEAST_PAUSE * self._interval_s
+        return least_s + self._interval_s - (unix_s + least_s - self._delay_s) % self._interval_s
 
 
 def _with_power(sample: PowerSample, before: Sequence[PowerSample], longest_s: float) -> PowerSample:

@@ -59,7 +59,7 @@ class EmulatedAccelerator(BaseAccelerator):
         self._closing = False
         started_s = clock()
         self._timeline = Timeline(started_s, node.queue_capacity)
-        self._meter = PowerMeter(node.idle_w, node.busy_w, started_s)
+        self._meter = PowerMeter(node.idle_w, node.busy_w, started_s, second_s=started_s - time.time() % 1.0)
         self._lateness = Histogram(
             "emulated_wake_lateness_seconds",
             "How late the thread woke for an answer.",

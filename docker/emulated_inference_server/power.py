@@ -17,25 +17,29 @@ class PowerMeter:
         idle_w: power when idle, in watts.
         busy_w: power while an inference runs, in watts.
         started_s: when the node started, on the clock of the timeline.
+        second_s: an instant on that clock at which a second begins; with a common one, all meters of a cluster measure the same
+            seconds. None: `started_s`.
     """
 
-    def __init__(self, idle_w: float, busy_w: float, started_s: float) -> None:
+    def __init__(self, idle_w: float, busy_w: float, started_s: float, second_s: float | None = None) -> None:
         self._idle_w = idle_w
         self._above_idle_w = busy_w - idle_w
         self._started_s = started_s
+        self._second_s = started_s if second_s is None else second_s
 
     def energy_j(self, now_s: float, timeline: Timeline) -> float:
         """Joules from the start to `now_s`."""
         return self._idle_w * (now_s - self._started_s) + self._above_idle_w * timeline.busy_s(now_s)
 
     def power_w(self, now_s: float, timeline: Timeline) -> float:
-        """Mean watts over the last whole second before `now_s`, seconds counted from the start.
+        """Mean watts over the last whole second before `now_s`.
 
-        Before the first second is over, the mean since the start.
+        Before the first whole second is over, the mean since the start.
         """
-        whole_seconds = math.floor(now_s - self._started_s)
-        until_s = self._started_s + whole_seconds if whole_seconds else now_s
-        since_s = until_s - 1.0 if whole_seconds else self._started_s
+        until_s = self._second_s + math.floor(now_s - self._second_s)
+        since_s = until_s - 1.0
+        if since_s < self._started_s:
+            until_s, since_s = now_s, self._started_s
         if until_s <= since_s:
             return self._idle_w
         busy_fraction = (timeline.busy_s(until_s) - timeline.busy_s(since_s)) / (until_s - since_s)

@@ -101,6 +101,14 @@ def test_power_is_the_mean_over_the_last_whole_second():
     assert meter.power_w(103.0, timeline) == 4.0
 
 
+def test_all_meters_measure_the_same_seconds():
+    meter, timeline = PowerMeter(idle_w=4.0, busy_w=6.0, started_s=100.25, second_s=99.5), Timeline(100.25, 10)
+    timeline.reserve(100.25, 1.0, 0.0)
+    assert meter.power_w(101.0, timeline) == 6.0  # no whole second is over: since the start
+    assert meter.power_w(101.5, timeline) == meter.power_w(102.25, timeline) == 4.0 + 2.0 * 0.75
+    assert meter.power_w(102.5, timeline) == 4.0
+
+
 def test_energy_is_idle_power_all_the_time_and_the_rest_while_busy():
     meter, timeline = PowerMeter(idle_w=4.0, busy_w=6.0, started_s=100.0), Timeline(100.0, 10)
     timeline.reserve(100.25, 1.5, 0.0)
