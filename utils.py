@@ -29,7 +29,7 @@ class HarnessError(Exception):
     """A run could not be done; its text, made one line, is for the person at the terminal (exit status 1)."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(" ".join(line.strip() for line in text.splitlines()))
+        super().__init__(_escaped(" ".join(line.strip() for line in text.splitlines())))
 
 
 class UsageError(HarnessError):
@@ -44,6 +44,22 @@ def write_failure(what: str, error: OSError) -> HarnessError:
     """The error to raise when a file cannot be written: a full disk is a failure, a wrong place is bad usage."""
     kind = HarnessError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else UsageError
     return kind(f"{what}: {error.strerror}")
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """`text` of an outsider as it may stand on a terminal, in a log or in a file: one line of at most `limit` characters.
+
+    Line breaks, escape sequences and whatever else is not shown as a character become backslash escapes; what is longer is cut
+    and ends in three dots.
+    """
+    shown = _escaped(text[: limit + 1])
+    return shown if len(shown) <= limit else shown[: limit - 3] + "..."
+
+
+def _escaped(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

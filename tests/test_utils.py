@@ -26,6 +26,7 @@ from utils import (
     UsageError,
     did_you_mean,
     git_commit,
+    printable,
     random_stream,
     read_yaml,
     validated,
@@ -35,6 +36,31 @@ from utils import (
 FULL_DISK = Path("/dev/full")
 needs_full_disk = pytest.mark.skipif(not FULL_DISK.exists(), reason="no /dev/full here")
 PATIENCE_S = 30
+
+
+# Texts of others
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("", ""),
+        ("Modell ä, 모델, C:\\temp", "Modell ä, 모델, C:\\temp"),
+        ("two\nlines\r\n", "two\\nlines\\r\\n"),
+        ("\x1b]0;title\x07\x1b[2J", "\\x1b]0;title\\x07\\x1b[2J"),
+        ("\x9b31m\x85\u2028\u202e", "\\x9b31m\\x85\\u2028\\u202e"),
+        ("\ud800\x00", "\\ud800\\x00"),
+    ],
+)
+def test_text_of_others_is_shown_in_one_line_without_control_characters(text, shown):
+    assert printable(text) == shown
+    assert str(HarnessError(f"x{text}y")).isprintable()
+
+
+@pytest.mark.parametrize("text", ["a" * 11, "\n" * 6, "a" * 10**7])
+def test_long_text_of_others_is_cut(text):
+    assert len(printable(text, 10)) == 10 and printable(text, 10).endswith("...")
+    assert printable("a" * 10, 10) == "a" * 10
 
 
 # YAML
