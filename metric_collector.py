@@ -21,6 +21,7 @@ from run_figures import (
     invalid_reasons,
     jain_index,
     mean,
+    outages,
     percentiles,
     ratio,
     versions,
@@ -229,7 +230,9 @@ class MetricCollector:
         completed = figures.where(~np.isnan(figures["response_time_s"]))
         on_time = figures.of(Outcome.ON_TIME)
         lag_s = percentiles(figures["dispatch_lag_s"])
-        reasons = invalid_reasons(facts, lag_s)
+        # in virtual time an answer that never came is one of a hopeless queue: a result, not a fault
+        lost = len(figures.of(Outcome.FAILED)) if facts.cluster == "simulated" else len(dispatched) - len(completed)
+        reasons = invalid_reasons(facts, lag_s, len(dispatched), lost)
         energy_reasons = energy_invalid_reasons(facts.energy)
         busy_s = {node: float(completed.on_node(node)["inference_time_s"].sum()) for node in self._node_names}
         utilisation = {node: busy_s[node] / facts.window_s if facts.window_s > 0 else 0.0 for node in self._node_names}
@@ -273,6 +276,7 @@ class MetricCollector:
             "dispatch_lag_s": lag_s,
             "decision_duration_s": percentiles(np.array(self._decision_duration_s)),
             "emulated_wake_late_p99_s": facts.wake_late_p99_s,
+            "outages": outages(facts.down_periods),
             "host_metrics": facts.host_metrics,
             "by_minute": self._by_minute(figures),
             "versions": versions(),

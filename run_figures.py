@@ -5,7 +5,8 @@ Pure functions of figures that others have gathered; `RunFacts` is what they say
 
 import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from platform import machine, python_version
@@ -21,6 +22,8 @@ LAG_P99_LIMIT_S = 5e-3
 LAG_MAX_LIMIT_S = 50e-3
 WAKE_P99_LIMIT_S = 5e-3
 DOWN_LIMIT_S = 5.0
+NONE_UP_LIMIT_S = 1.0
+LOST_LIMIT = 0.01
 UNCOVERED_LIMIT = 0.05
 
 Floats = NDArray[np.float64]
@@ -36,7 +39,7 @@ class RunFacts:
         window_s: from the start of the load to the end of the drain.
         energy: energy of each node over that window.
         idle_w: idle power of each node that above-idle energy was taken against, watts.
-        down_periods: node, from, until.
+        down_periods: node, from, until; of one node they do not overlap.
         unreachable_at_start: why, by node.
         wake_late_p99_s: how late the emulated accelerators woke; None elsewhere.
         host_metrics: mean CPU, memory and network figures by node; None where they were not asked for.
@@ -93,8 +96,46 @@ def energy_summary(energy: Mapping[str, NodeEnergy], dispatched: int, on_time: i
     }
 
 
-def invalid_reasons(facts: RunFacts, lag_s: Mapping[str, float] | None) -> list[str]:
-    """Why the run must not be believed, in the words of the summary; empty for a valid one."""
+def outages(down_periods: Sequence[tuple[str, float, float]]) -> dict[str, dict[str, Any]]:
+    """How often and how long each node was out, seconds, with every period; nodes that were never out are absent."""
+    periods: dict[str, list[tuple[float, float]]] = {}
+    for name, since_s, until_s in down_periods:
+        periods.setdefault(name, []).append((since_s, until_s))
+    return {
+        name: {
+            "count": len(of_node),
+            "down_s": sum(until_s - since_s for since_s, until_s in of_node),
+            "periods": sorted(of_node),
+        }
+        for name, of_node in periods.items()
+    }
+
+
+def none_up_s(down_periods: Sequence[tuple[str, float, float]], nodes: Collection[str]) -> float:
+    """Seconds in which all of `nodes` were out at once."""
+    changes = sorted(
+        (at_s, change, name) for name, since_s, until_s in down_periods for at_s, change in ((since_s, 1), (until_s, -1))
+    )
+    out, total_s, before_s = Counter[str](), 0.0, 0.0
+    for at_s, change, name in changes:
+        if all(out[node] > 0 for node in nodes):
+            total_s += at_s - before_s
+        out[name] += change
+        before_s = at_s
+    return total_s
+
+
+def invalid_reasons(
+    facts: RunFacts, lag_s: Mapping[str, float] | None, dispatched: int | None = None, lost: int = 0
+) -> list[str]:
+    """Why the run must not be believed, in the words of the summary; empty for a valid one.
+
+    Args:
+        facts: of the run.
+        lag_s: percentiles of the dispatch lag.
+        dispatched: how many tasks were dispatched to their end; None: not known.
+        lost: how many of these failed or got no answer.
+    """
     reasons = []
     if facts.interrupted:
         reasons.append("the run was interrupted")
@@ -113,9 +154,29 @@ def invalid_reasons(facts: RunFacts, lag_s: Mapping[str, float] | None) -> list[
         )
     for name, why in (facts.unreachable_at_start or {}).items():
         reasons.append(f"{name} could not be reached at start: {why}")
-    for name, since_s, until_s in facts.down_periods:
-        if until_s - since_s > DOWN_LIMIT_S:
-            reasons.append(f"{name} was down for {until_s - since_s:.1f} s from {since_s:.1f} s on")
+    return reasons + _node_reasons(facts, dispatched, lost)
+
+
+def _node_reasons(facts: RunFacts, dispatched: int | None, lost: int) -> list[str]:
+    """What nodes and tasks that failed say against the run.
+
+    Every rule that a declared fault suspends stands here: its periods and the tasks lost to it are to be left out of
+    `down_periods`, `dispatched` and `lost` at this place.
+    """
+    reasons = []
+    for name, outage in outages(facts.down_periods).items():
+        if outage["down_s"] > DOWN_LIMIT_S:
+            times = f" in {outage['count']} outages" if outage["count"] > 1 else ""
+            reasons.append(f"{name} was down for {outage['down_s']:.1f} s{times} from {outage['periods'][0][0]:.1f} s on")
+    if (nobody_s := none_up_s(facts.down_periods, facts.energy)) > NONE_UP_LIMIT_S:
+        reasons.append(f"no node was up for {nobody_s:.1f} s, more than {NONE_UP_LIMIT_S:g} s")
+    if dispatched == 0:
+        reasons.append("no task was dispatched: nothing was measured")
+    elif dispatched is not None and lost > LOST_LIMIT * dispatched:
+        reasons.append(
+            f"{lost} of {dispatched} dispatched tasks ({lost / dispatched:.1%}) failed or got no answer, more than "
+            f"{LOST_LIMIT:.0%}: column error of master_inference_results.csv says why"
+        )
     return reasons
 
 

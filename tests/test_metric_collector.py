@@ -17,7 +17,7 @@ from metric_collector import (
     decision_columns,
 )
 from mobility.mobility_manager import MobilityManager
-from run_figures import RunFacts, energy_invalid_reasons, energy_summary, invalid_reasons, jain_index, percentiles
+from run_figures import RunFacts, energy_invalid_reasons, energy_summary, invalid_reasons, jain_index, none_up_s, percentiles
 from task import Decision, Device, NodeEnergy, Outcome, TaskResult
 from tests.helpers import DEVICE, default_settings, make_task, small_profile
 
@@ -191,6 +191,12 @@ def test_quiet_run_is_valid():
         ({"wake_late_p99_s": 0.01}, GOOD_LAG, "emulated accelerators woke 10.0 ms late at p99, more than 5 ms"),
         ({"unreachable_at_start": {"hailo1": "timed out"}}, GOOD_LAG, "hailo1 could not be reached at start: timed out"),
         ({"down_periods": [("coral1", 10.0, 15.1)]}, GOOD_LAG, "coral1 was down for 5.1 s from 10.0 s on"),
+        (
+            {"down_periods": [("coral1", 30.0, 32.5), ("hailo1", 10.0, 12.0), ("coral1", 12.0, 14.6)]},
+            GOOD_LAG,
+            "coral1 was down for 5.1 s in 2 outages from 12.0 s on",
+        ),
+        ({"down_periods": [("coral1", 10.0, 13.0), ("hailo1", 11.9, 14.0)]}, GOOD_LAG, "no node was up for 1.1 s"),
     ],
 )
 def test_each_reason_makes_the_run_invalid_and_says_so(changes, lag, says):
@@ -203,11 +209,52 @@ def test_each_reason_makes_the_run_invalid_and_says_so(changes, lag, says):
     [
         ({}, {"p99": 0.005, "max": 0.05}),
         ({"wake_late_p99_s": 0.005}, GOOD_LAG),
-        ({"down_periods": [("coral1", 10.0, 15.0), ("coral1", 20.0, 24.0)]}, GOOD_LAG),
+        ({"down_periods": [("coral1", 10.0, 13.0), ("coral1", 20.0, 22.0)]}, GOOD_LAG),
+        ({"down_periods": [("coral1", 10.0, 13.0), ("hailo1", 12.0, 14.0)]}, GOOD_LAG),
     ],
 )
 def test_limits_themselves_are_still_valid(changes, lag):
     assert invalid_reasons(facts(**changes), lag) == []
+
+
+def test_time_without_any_node_is_that_in_which_all_are_out_at_once():
+    periods = [("a", 0.0, 4.0), ("b", 1.0, 2.0), ("b", 3.0, 6.0), ("c", 0.5, 3.5), ("a", 5.0, 7.0)]
+    assert none_up_s(periods, ["a", "b", "c"]) == pytest.approx(1.0 + 0.5)
+    assert none_up_s(periods, ["a", "b"]) == pytest.approx(1.0 + 1.0 + 1.0)
+    assert none_up_s(periods, ["a", "b", "c", "d"]) == 0.0
+
+
+@pytest.mark.parametrize("cluster", ["workers", "emulated", "simulated"])
+def test_more_than_one_percent_of_failed_tasks_makes_any_run_invalid(cluster):
+    def reasons(failures):
+        tasks = [answered(i) for i in range(200 - failures)] + [failed(200 + i) for i in range(failures)]
+        return summary_of(*tasks, not_placed(Outcome.SKIPPED, 999), cluster=cluster)["invalid_reasons"]
+
+    assert reasons(2) == []
+    (reason,) = reasons(3)
+    assert reason.startswith("3 of 200 dispatched tasks (1.5%) failed or got no answer, more than 1%")
+
+
+@pytest.mark.parametrize("cluster, valid", [("workers", False), ("emulated", False), ("simulated", True)])
+def test_answers_that_never_came_count_as_lost_on_the_wall_clock(cluster, valid):
+    tasks = [answered(i) for i in range(95)] + [given_up(100 + i) for i in range(5)]
+    assert summary_of(*tasks, cluster=cluster)["valid"] is valid
+
+
+@pytest.mark.parametrize("cluster", ["workers", "emulated", "simulated"])
+@pytest.mark.parametrize("results", [[], [not_placed(Outcome.SKIPPED)]])
+def test_run_without_any_task_is_not_valid(cluster, results):
+    assert summary_of(*results, cluster=cluster)["invalid_reasons"] == ["no task was dispatched: nothing was measured"]
+
+
+def test_summary_holds_every_outage_by_node():
+    periods = [("coral1", 3.0, 3.5), ("hailo1", 1.0, 2.0), ("coral1", 0.0, 1.0)]
+    outages = json.loads(json.dumps(summary_of(answered(), down_periods=periods)["outages"]))
+    assert outages == {
+        "coral1": {"count": 2, "down_s": 1.5, "periods": [[0.0, 1.0], [3.0, 3.5]]},
+        "hailo1": {"count": 1, "down_s": 1.0, "periods": [[1.0, 2.0]]},
+    }
+    assert summary_of(answered())["outages"] == {}
 
 
 def test_energy_is_invalid_without_data_or_with_gaps():
@@ -238,6 +285,7 @@ FURTHER_KEYS = {
     "emulated_wake_late_p99_s",
     "host_metrics",
     "idle_w",
+    "outages",
     "warnings",
 }
 
