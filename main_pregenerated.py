@@ -14,6 +14,7 @@ if __name__ == "__main__":  # until main() has its own handlers: an end without 
 
 import argparse
 import itertools
+import json
 import math
 import os
 import time
@@ -29,8 +30,9 @@ from urllib.parse import urlsplit
 from rich.console import Console
 
 from cluster import Cluster
-from command_line import EXIT_INTERRUPTED, OptionParser, StopSignal, seconds, seed, stoppable
-from console import Progress, print_summary
+from command_line import EXIT_INTERRUPTED, OptionParser, StopSignal, count, seconds, seed, stoppable
+from comparison.repeats import repeats_table
+from console import Progress, print_repeats, print_summary
 from deadline_adapter import DeadlineAdapter
 from emulated_nodes import EmulatedNodes
 from harness_metrics import HarnessMetrics, annotate_in_grafana, listed_target, targets_file, targets_folder
@@ -55,7 +57,7 @@ from simulated_cluster import SimulatedCluster
 from slo_monitor import VIOLATION_COLUMNS, SloMonitor
 from task import Arrival, Decision, Outcome, TaskResult
 from task_generator import Trace, generate_trace, load_trace, recorded_mobility, save_trace, scenario_sha256
-from utils import HarnessError, RowFiles, UsageError, random_stream, write_failure, write_json_atomically
+from utils import HarnessError, RowFiles, UsageError, random_stream, write_failure, write_json_atomically, write_text_atomically
 
 PROGRAM = "main_pregenerated.py"
 DEFAULT_PROMETHEUS_URL = "http://127.0.0.1:30090"
@@ -334,17 +336,34 @@ def choose_cluster(option: str, workers: Mapping[str, str]) -> tuple[str, str | 
     return "workers", None
 
 
+@dataclass(frozen=True)
+class _Command:
+    """What the runs of one command share."""
+
+    options: argparse.Namespace
+    console: Console
+    stop: StopSignal
+    kind: str
+    profile: PerformanceProfile
+    workers: Mapping[str, str]
+
+    def say(self, line: str) -> None:
+        """Print a line as it stands."""
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def run(options: argparse.Namespace, console: Console, stop: StopSignal) -> int:
-    """One experiment from options to files; the exit status.
+    """One experiment, or several equal ones, from options to files; the exit status.
 
     Raises:
-        HarnessError: the run could not be done.
+        HarnessError: a run could not be done.
     """
     settings = _settings_of(options)
     profile = load_profile(settings.performance_profile)
     require_known_models(settings, profile.latency)
-    scheduler = create_scheduler(settings.scheduler, settings, random_stream(settings.seed, "policy"))
-    prometheus_url = require_url("--prometheus-url", options.prometheus_url) if options.prometheus_url else None
+    create_scheduler(settings.scheduler, settings, random_stream(settings.seed, "policy"))  # refused now rather than later
+    if options.prometheus_url:
+        options.prometheus_url = require_url("--prometheus-url", options.prometheus_url)
 
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -353,49 +372,104 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignal) -> int:
     kind, notice = choose_cluster(options.cluster, workers)
     if kind == "workers":
         require_worker_urls(workers)
+    if options.repeat > 1 and kind == "simulated" and options.trace:
+        raise UsageError("--repeat: a replay in virtual time gives the same numbers each time; leave --repeat or --trace out")
+    last_settings = settings.replace(seed=settings.seed + options.repeat - 1) if kind == "simulated" else settings
     settings, scenario = build_scenario(settings, options.trace, options.duration)
     if options.save_trace:
         save_trace(scenario.trace, options.save_trace)
-    folder = RunFolder(options.output, datetime.now().astimezone())
     if notice:
         say(notice)
+    command = _Command(options, console, stop, kind, profile, workers)
+    summaries: dict[Path, dict[str, Any]] = {}
+    for seed_ in range(settings.seed, last_settings.seed + 1) if kind == "simulated" else [settings.seed] * options.repeat:
+        if seed_ != settings.seed:
+            settings, scenario = build_scenario(settings.replace(seed=seed_), None, None)
+        folder, summary = _one_run(command, settings, scenario)
+        summaries[folder.summary] = summary
+        if summary["interrupted"]:
+            return EXIT_INTERRUPTED
+    if len(summaries) > 1:
+        _finish_repeats(summaries, options.output, console)
+    return 0
+
+
+def _one_run(command: _Command, settings: Settings, scenario: Scenario) -> tuple[RunFolder, dict[str, Any]]:
+    """One run with its files, its summary on the terminal and its report; its folder and summary."""
+    folder = RunFolder(command.options.output, datetime.now().astimezone())
     with ExitStack() as stack:
         stack.callback(folder.remove_if_empty)
-        if kind == "simulated":
-            names = list(profile.nodes)
-            simulated = partial(SimulatedCluster, profile, names, settings, scheduler)
-            virtual = Run(settings, scenario, kind, profile, names, simulated, folder, flush_interval_s=None)
-            stop.tell(virtual.cluster.stop)
-            summary = virtual.measure(measured_in_virtual_time)
-        else:
-            targets = targets_folder()
-            names = list(profile.nodes if kind == "emulated" else workers)
-            metrics = HarnessMetrics(settings, folder.experiment_id, kind, names)
-            if options.metrics_port:
-                stack.enter_context(metrics.served(options.metrics_port))
-                if targets:
-                    address = f"127.0.0.1:{options.metrics_port}"
-                    stack.enter_context(listed_target(targets_file(targets, "harness"), address))
-            nodes_file = targets_file(targets, "emulated") if targets else None
-            nodes = EmulatedNodes(profile, lambda: stop.received, nodes_file) if kind == "emulated" else None
-            workers = stack.enter_context(nodes).workers if nodes else workers
-            power = stack.enter_context(_power_poller(prometheus_url, nodes, list(workers), settings))
-            real = partial(HttpCluster, workers, profile, settings, scheduler, power.latest)
-            one = Run(settings, scenario, kind, profile, list(workers), real, folder)
-            stop.tell(one.cluster.stop)
-            if options.metrics_port:
-                one.show_in(metrics)
-            if nodes_file and prometheus_url:
-                _await_power(power, names, settings, lambda: stop.received)
-            say_power_metrics(power.metrics(settings.power.max_age_s), say)
-            progress = nullcontext() if options.quiet else Progress(console, one.cluster, one.monitor, power, settings)
-            summary = one.measure(WallClock(settings, power, nodes, progress, say, metrics.idle_power).measured)
-    print_summary(console, summary, folder.path)
-    if not options.no_report:
-        say(f"report: {write_run_report(folder.path)}")
-    if kind != "simulated" and (problem := annotate_in_grafana(summary, os.environ)):
-        say(problem)
-    return EXIT_INTERRUPTED if summary["interrupted"] else 0
+        measure = _measure_in_virtual_time if command.kind == "simulated" else _measure_on_wall_clock
+        summary = measure(command, settings, scenario, folder, stack)
+    print_summary(command.console, summary, folder.path)
+    if not command.options.no_report:
+        command.say(f"report: {write_run_report(folder.path)}")
+    if command.kind != "simulated" and (problem := annotate_in_grafana(summary, os.environ)):
+        command.say(problem)
+    return folder, summary
+
+
+def _measure_in_virtual_time(
+    command: _Command, settings: Settings, scenario: Scenario, folder: RunFolder, stack: ExitStack
+) -> dict[str, Any]:
+    """The summary of one run on the simulated cluster."""
+    profile, names = command.profile, list(command.profile.nodes)
+    scheduler = create_scheduler(settings.scheduler, settings, random_stream(settings.seed, "policy"))
+    simulated = partial(SimulatedCluster, profile, names, settings, scheduler)
+    one = Run(settings, scenario, command.kind, profile, names, simulated, folder, flush_interval_s=None)
+    command.stop.tell(one.cluster.stop)
+    return one.measure(measured_in_virtual_time)
+
+
+def _measure_on_wall_clock(
+    command: _Command, settings: Settings, scenario: Scenario, folder: RunFolder, stack: ExitStack
+) -> dict[str, Any]:
+    """The summary of one run on workers or emulated nodes; `stack` ends what it starts."""
+    options, profile, stop = command.options, command.profile, command.stop
+    emulated = command.kind == "emulated"
+    targets = targets_folder()
+    names = list(profile.nodes if emulated else command.workers)
+    metrics = HarnessMetrics(settings, folder.experiment_id, command.kind, names)
+    if options.metrics_port:
+        stack.enter_context(metrics.served(options.metrics_port))
+        if targets:
+            stack.enter_context(listed_target(targets_file(targets, "harness"), f"127.0.0.1:{options.metrics_port}"))
+    nodes_file = targets_file(targets, "emulated") if targets else None
+    nodes = EmulatedNodes(profile, lambda: stop.received, nodes_file) if emulated else None
+    workers = stack.enter_context(nodes).workers if nodes else command.workers
+    power = stack.enter_context(_power_poller(options.prometheus_url, nodes, names, settings))
+    scheduler = create_scheduler(settings.scheduler, settings, random_stream(settings.seed, "policy"))
+    real = partial(HttpCluster, workers, profile, settings, scheduler, power.latest)
+    one = Run(settings, scenario, command.kind, profile, names, real, folder)
+    stop.tell(one.cluster.stop)
+    if options.metrics_port:
+        one.show_in(metrics)
+    if nodes_file and options.prometheus_url:
+        _await_power(power, names, settings, lambda: stop.received)
+    say_power_metrics(power.metrics(settings.power.max_age_s), command.say)
+    progress = nullcontext() if options.quiet else Progress(command.console, one.cluster, one.monitor, power, settings)
+    return one.measure(WallClock(settings, power, nodes, progress, command.say, metrics.idle_power).measured)
+
+
+def _finish_repeats(summaries: Mapping[Path, dict[str, Any]], output: Path, console: Console) -> None:
+    """Put what several runs gave into one table, on the terminal, in a file, and in the summary of each.
+
+    Raises:
+        HarnessError: a file cannot be written.
+    """
+    table = repeats_table(list(summaries.values()))
+    experiment_ids = [summary["experiment_id"] for summary in summaries.values()]
+    path = output / f"repeats_{experiment_ids[0]}.csv"
+    spread = json.loads(table.set_index("metric").to_json(orient="index", double_precision=15))
+    try:
+        write_text_atomically(path, table.to_csv(index=False, lineterminator="\n"))
+        for number, (file, summary) in enumerate(summaries.items(), start=1):
+            write_json_atomically(
+                file, {**summary, "repeat": {"number": number, "experiment_ids": experiment_ids, "metrics": spread}}
+            )
+    except OSError as error:
+        raise HarnessError(f"{path}: cannot be written: {error.strerror}") from error
+    print_repeats(console, table, path)
 
 
 def _power_poller(
@@ -464,6 +538,13 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--metrics-port", type=_port, metavar="N", help="serve the harness's own metrics while it runs (off)")
     parser.add_argument(
         "--output", type=Path, default=Path("results"), metavar="DIR", help="parent of the run's folder (results)"
+    )
+    parser.add_argument(
+        "--repeat",
+        type=count,
+        default=1,
+        metavar="N",
+        help="do the run N times: the same load each time, or, on the simulated cluster, seeds N, N + 1, … (1)",
     )
     parser.add_argument("--no-report", action="store_true", help="write no report.html")
     parser.add_argument("--quiet", action="store_true", help="no progress display")

@@ -182,7 +182,12 @@ def _nested_model(annotation: Any) -> type[BaseModel] | None:
 
 
 def write_json_atomically(path: Path, content: Any) -> None:
-    """Write `content` as JSON beside `path` and rename it there, so that a reader never sees half a file.
+    """Write `content` as JSON, whole or not at all; see `write_text_atomically`."""
+    write_text_atomically(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write `text` beside `path` and rename it there, so that a reader never sees half a file.
 
     Raises:
         OSError: the folder cannot be written or the disk is full; `path` is then untouched.
@@ -190,8 +195,7 @@ def write_json_atomically(path: Path, content: Any) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2, ensure_ascii=False, allow_nan=False)
-            file.write("\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

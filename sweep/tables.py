@@ -15,7 +15,7 @@ from sweep.cells import Cell, Result
 from sweep.computation import Window, bound_of
 from sweep.plan import Finish, Plan, find_limits, known_verdicts
 from sweep.record import Sweep, write_json
-from utils import HarnessError
+from utils import HarnessError, write_text_atomically
 
 
 class Finished(NamedTuple):
@@ -155,11 +155,7 @@ def _loads(cells: pd.DataFrame, window_s: float, capacity_per_s: float) -> list[
 def _write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a CSV whole or not at all; floats in the shortest form that reads back as the same number, flags as true or false."""
     flags = {name: table[name].map({True: "true", False: "false"}) for name in table.columns if table[name].dtype == bool}
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        table.assign(**flags).to_csv(temporary, index=False, lineterminator="\n")
-        temporary.replace(path)
+        write_text_atomically(path, table.assign(**flags).to_csv(index=False, lineterminator="\n"))
     except OSError as error:
         raise HarnessError(f"{path} cannot be written: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -8,7 +8,8 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from main_pregenerated import parse_options
+import compare_schedulers
+import main_pregenerated
 from scheduler import SCHEDULERS, BaseScheduler, Node, Task, create_scheduler
 from settings import load_settings
 from utils import PROJECT_ROOT
@@ -77,11 +78,16 @@ def test_example_is_as_short_as_it_claims_to_be():
 
 
 def test_every_command_is_one_that_the_program_understands():
+    programs = {
+        "main_pregenerated.py": main_pregenerated.parse_options,
+        "compare_schedulers.py": compare_schedulers.parse_options,
+    }
     assert len(COMMANDS) == 3
     for command in COMMANDS:
         python, program, *arguments = shlex.split(command)
-        assert (python, program) == ("python3", "main_pregenerated.py")
-        assert parse_options(arguments).scheduler in (CLASS_PATH, *SCHEDULERS)
+        options = programs[program](arguments)
+        named = [options.scheduler] if program == "main_pregenerated.py" else options.schedulers
+        assert python == "python3" and CLASS_PATH in named and {*named} <= {CLASS_PATH, *SCHEDULERS}
 
 
 def table(of):

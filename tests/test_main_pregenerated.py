@@ -359,6 +359,7 @@ def test_defaults_are_those_of_the_design():
         prometheus_url=None,
         metrics_port=None,
         output=options.output,
+        repeat=1,
         no_report=False,
         quiet=False,
     )

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from deadline_adapter import DeadlineAdapter
@@ -99,6 +100,30 @@ def test_report_stands_beside_the_results(tmp_path):
     folder = _simulated_run(tmp_path, "--duration", "5")
     assert folder.name in (folder / "report.html").read_text(encoding="utf-8")
     assert list((folder / "figures").glob("*.svg")) and list((folder / "tables").glob("*.csv"))
+
+
+def test_repeated_run_has_a_folder_for_each_seed_and_one_table(tmp_path):
+    output = tmp_path / "results"
+    arguments = ["--cluster", "simulated", "--duration", "20", "--quiet", "--no-report", "--output", str(output)]
+    assert main([*arguments, "--seed", "5", "--repeat", "3"]) == 0
+    (path,) = output.glob("repeats_*.csv")
+    summaries = [_summary(folder) for folder in sorted(output.glob("2*/"))]
+    table = pd.read_csv(path, index_col="metric").loc["fixed_deadline_compliance_rate"]
+    rates = [summary["fixed_deadline_compliance_rate"] for summary in summaries]
+    assert [summary["seed"] for summary in summaries] == [5, 6, 7] and len(set(rates)) > 1
+    assert table["mean"] == pytest.approx(sum(rates) / 3) and (table["least"], table["greatest"]) == (min(rates), max(rates))
+    single = _summary(_simulated_run(tmp_path / "single", "--duration", "20", "--no-report"))
+    repeat = summaries[0].pop("repeat")
+    assert summaries[0] == single and repeat["number"] == 1 and len(repeat["experiment_ids"]) == 3
+    assert repeat["metrics"]["fixed_deadline_compliance_rate"]["mean"] == pytest.approx(table["mean"])
+
+
+def test_replay_in_virtual_time_cannot_be_repeated(tmp_path, capsys):
+    trace = tmp_path / "load.csv"
+    _simulated_run(tmp_path / "results", "--duration", "5", "--no-report", "--save-trace", str(trace))
+    assert main(["--cluster", "simulated", "--trace", str(trace), "--repeat", "2", "--output", str(tmp_path / "none")]) == 2
+    assert "--repeat: a replay in virtual time gives the same numbers each time" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def _simulated_run(output: Path, *options: str) -> Path:
