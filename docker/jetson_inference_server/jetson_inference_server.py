@@ -75,11 +75,16 @@ class JetsonBackend(Backend):
     def load(self) -> None:
         """Load each model once; those that cannot be served are absent from then on.
 
+        A model that found no memory is tried again after the others: a process that was just ending may have held it.
+
         Raises:
             AcceleratorGone: the CUDA context was lost.
         """
-        sizes_bytes = [size for size in map(self._loaded, self._files) if size is not None]
-        self.details["engines"] = _residency(sum(sizes_bytes), self._memory_mb)
+        sizes_bytes: Dict[str, int] = {}
+        for model in [model for model in self._files if not self._tried(model, sizes_bytes)]:
+            self._tried(model, sizes_bytes)
+        self.models = [model for model in self._files if model in sizes_bytes]
+        self.details["engines"] = _residency(sum(sizes_bytes.values()), self._memory_mb)
 
     def infer(self, model: str, image: bytes) -> int:
         """Classify one image; see `Backend.infer`.
@@ -104,19 +109,19 @@ class JetsonBackend(Backend):
         self._pool.close()
         self._gpu.close()
 
-    def _loaded(self, model: str) -> Optional[int]:
-        """Load a model for the first time; what its engine takes, in bytes, or None if it cannot be served."""
+    def _tried(self, model: str, sizes_bytes: Dict[str, int]) -> bool:
+        """Load a model for the first time and note what its engine takes, or why it is absent; false for want of memory."""
         try:
             if self._files[model].input_type != "float32":
                 raise UnusableModel(f"models.yaml says input_type {self._files[model].input_type}; engines here take float32")
-            size_bytes = self._with_engine(model, lambda engine: engine.memory_bytes)
+            sizes_bytes[model] = self._with_engine(model, lambda engine: engine.memory_bytes)
         except AcceleratorGone:
             raise
         except Exception as error:  # this model only; the others may be fine
             self.absent[model] = str(error) or type(error).__name__
-            return None
-        self.models.append(model)
-        return size_bytes
+            return not isinstance(error, OutOfMemory)
+        self.absent.pop(model, None)
+        return True
 
     def _with_engine(self, model: str, act: Callable[[Engine], Result]) -> Result:
         """Do something with the engine of a model; where memory is short, other engines go until it is not."""

@@ -136,7 +136,7 @@ class Gpu:
         self._errors.clear()
         try:
             yield
-        except MemoryError as error:  # pycuda's own descends from it
+        except (MemoryError, self.cuda.MemoryError) as error:  # two: pycuda's does not descend from Python's
             raise OutOfMemory(f"{what}: {error or 'no memory left'}") from error
         except self.cuda.Error as error:
             self.require_alive(f"{what}: {error}")

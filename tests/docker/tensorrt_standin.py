@@ -1,5 +1,7 @@
 """A strict stand-in for tensorrt and pycuda.driver on one small GPU, with the rules that the real ones have. Valid Python 3.6.
 
+pycuda: 2022.1, src/wrapper/wrap_cudadrv.cpp (exceptions and which error of CUDA becomes which; mem_alloc, copies) and
+src/cpp/cuda.hpp (texts of errors, contexts, allocations). TensorRT: the Python bindings of 8.2.1, 8.6.1 and 10.
 Copies and inferences take effect when the stream is synchronised, and every call needs a context that is current in its thread.
 What the real libraries would answer with a crash when objects are freed is kept in `Gpu.violations`. An engine computes a
 linear map of its input, so that its best class depends on every byte and on their order.
@@ -7,6 +9,7 @@ linear map of its input, so that its best class depends on every byte and on the
 
 import enum
 import functools
+import gc
 import json
 import threading
 import types
@@ -109,10 +112,11 @@ def pycuda_driver(gpu):
     """A module pycuda.driver for a GPU."""
     cuda: Any = types.ModuleType("pycuda.driver")
 
+    # DECLARE_EXC(NAME, BASE): each descends from Error alone. MemoryError and RuntimeError are not those of Python.
     class Error(Exception):
         pass
 
-    class CudaMemoryError(Error, MemoryError):
+    class CudaMemoryError(Error):
         pass
 
     class LogicError(Error):
@@ -204,6 +208,9 @@ def pycuda_driver(gpu):
         def __init__(self, size_bytes):
             gpu.enter("cuMemAlloc", cuda)
             self.address = gpu.take(size_bytes)
+            if self.address is None:  # mem_alloc_gc: once more, after a collection of garbage
+                gc.collect()
+                self.address = gpu.take(size_bytes)
             if self.address is None:
                 raise CudaMemoryError("cuMemAlloc failed: out of memory")
             memory[self.address] = np.full(size_bytes, 0xAB, np.uint8)

@@ -278,7 +278,8 @@ def test_whichever_allocation_of_a_load_fails_what_was_taken_is_given_back(faili
 
     def limited(size_bytes):
         taken.append(size_bytes)
-        return None if len(taken) == failing + 1 else take(size_bytes)
+        refusals = 2 if failing in (3, 5) else 1  # mem_alloc tries twice
+        return None if failing < len(taken) <= failing + refusals else take(size_bytes)
 
     if failing == 0:
         gpu.out_of_memory = 1
@@ -287,6 +288,34 @@ def test_whichever_allocation_of_a_load_fails_what_was_taken_is_given_back(faili
     assert backend.infer("mobilenet", random_image()) == expected_top1(1, random_image())
     assert backend._pool.models == ["mobilenet"]
     assert held(backend)["gpu_memory_bytes"] == gpu.used_bytes
+
+
+def test_buffers_that_do_not_fit_are_out_of_memory_too_and_others_make_room(gpu, open_models):
+    # pycuda raises its own MemoryError for them. Two plans with their activations fit, their buffers do not.
+    gpu.memory_bytes = 2 * 11 * MB + BUFFERS
+    backend = open_models({name: plan(seed, size_bytes=10 * MB) for seed, name in enumerate("ab")})
+    assert (backend.models, backend.absent) == (["a", "b"], {})
+    assert backend._pool.models == ["b"]
+    assert backend.infer("a", random_image()) == expected_top1(0, random_image())
+    gpu.memory_bytes = 11 * MB
+    backend._pool.close()
+    with pytest.raises(OutOfMemory, match="loading b.engine: cuMem(Host)?Alloc failed: out of memory"):
+        backend.infer("b", random_image())
+    assert gpu.used_bytes == 0
+
+
+def test_memory_that_was_short_while_the_first_model_loaded_does_not_cost_it_for_good(gpu, open_models):
+    gpu.out_of_memory = 1
+    backend = open_models({"mobilenet": plan(1), "resnet50": plan(2)})
+    assert (backend.models, backend.absent) == (["mobilenet", "resnet50"], {})
+    assert gpu.deserialised == [2, 1]
+
+
+def test_a_model_that_never_finds_memory_is_absent_and_the_others_serve(gpu, open_models):
+    gpu.memory_bytes = 10 * MB
+    backend = open_models({"mobilenet": plan(1), "vgg16": plan(2, size_bytes=20 * MB)})
+    assert backend.models == ["mobilenet"]
+    assert "out of memory" in backend.absent["vgg16"]
 
 
 def test_an_inference_that_runs_out_of_memory_is_tried_again_without_the_others(gpu, open_models):
@@ -456,6 +485,17 @@ def test_an_inference_that_hangs_ends_the_process(gpu, served):
     assert statuses == [70]
 
 
+def test_a_request_whose_buffers_find_no_memory_may_come_again(gpu, served, run_app):
+    plans = {name: plan(seed, size_bytes=10 * MB) for seed, name in enumerate("ab")}
+    client = run_app(create_app("jetson1", served(plans, GPU_MEMORY_MB="15")))
+    gpu.memory_bytes = 11 * MB + BUFFERS // 2
+    refused = client.infer(random_image(), "a")  # b is loaded, a is not
+    assert (refused.status, "out of memory" in refused.json["detail"]) == (503, True)
+    assert refused.headers["Retry-After"]
+    gpu.memory_bytes = 1024 * MB
+    assert client.infer(random_image(), "a").json["top1"] == expected_top1(0, random_image())
+
+
 def test_over_http(gpu, served, run_app, tmp_path):
     release = tmp_path / "nv_tegra_release"
     release.write_text(
@@ -505,6 +545,12 @@ def test_a_missing_release_file_is_said(tmp_path):
 
 
 # The stand-in itself
+
+
+def test_stand_in_has_pycudas_own_errors(install):
+    cuda = install()
+    for error in (cuda.MemoryError, cuda.LogicError, cuda.LaunchError, cuda.RuntimeError):
+        assert error.__mro__ == (error, cuda.Error, Exception, BaseException, object)
 
 
 @pytest.fixture
