@@ -26,6 +26,7 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack
+from enum import IntEnum
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -47,14 +48,59 @@ SERVICE_ADDRESS = "unix:/tmp/hailort_uds.sock"
 SERVICE_GROUP = "SHARED"
 WATCHDOG_LEAD_S = 1.0
 
-STATUS_DEVICE_IN_USE = 73
-STATUS_OUT_OF_PHYSICAL_DEVICES = 74
+
+class Status(IntEnum):
+    """The statuses of HailoRT 4.23 that mean something here (hailort/libhailort/include/hailo/hailort.h)."""
+
+    INTERNAL_FAILURE = 8
+    OPEN_FILE_FAILURE = 13
+    SHUTDOWN_EVENT_SIGNALED = 57
+    NETWORK_GROUP_NOT_ACTIVATED = 69
+    OUT_OF_FW_MEMORY = 71
+    STREAM_NOT_ACTIVATED = 72
+    DEVICE_IN_USE = 73
+    OUT_OF_PHYSICAL_DEVICES = 74
+    INVALID_DRIVER_VERSION = 76
+    RPC_FAILED = 77
+    INVALID_SERVICE_VERSION = 78
+    QUEUE_IS_FULL = 82
+    DRIVER_TIMEOUT = 87
+    DRIVER_WAIT_CANCELED = 90
+
+
 STATUS_HINTS = {
-    13: "a file cannot be opened; if it is /dev/hailo0, the container must be privileged or go through HAILORT_SERVICE",
-    76: "the node's driver has another version than the library in the image",
-    77: "hailort.service on the node does not answer",
-    78: "hailort.service on the node has another version than the library in the image",
+    Status.INTERNAL_FAILURE: "HailoRT itself or the firmware failed",
+    Status.OPEN_FILE_FAILURE: (
+        "a file cannot be opened; if it is /dev/hailo0, the container must be privileged or go through HAILORT_SERVICE"
+    ),
+    Status.SHUTDOWN_EVENT_SIGNALED: "HailoRT has shut the model down",
+    Status.NETWORK_GROUP_NOT_ACTIVATED: "the model is no longer active on the chip",
+    Status.OUT_OF_FW_MEMORY: "the chip has no memory for so many models",
+    Status.STREAM_NOT_ACTIVATED: "the model is no longer active on the chip",
+    Status.INVALID_DRIVER_VERSION: "the node's driver has another version than the library in the image",
+    Status.RPC_FAILED: "hailort.service on the node does not answer",
+    Status.INVALID_SERVICE_VERSION: "hailort.service on the node has another version than the library in the image",
+    Status.QUEUE_IS_FULL: "the chip takes nothing more",
+    Status.DRIVER_TIMEOUT: "the chip does not answer its driver; if it stays so, restart the node",
+    Status.DRIVER_WAIT_CANCELED: "the driver gave up waiting for the chip",
 }
+# While a model is loaded, these are the chip's fault and not the model's. INTERNAL_FAILURE and OUT_OF_FW_MEMORY may be either:
+# that model is then absent, and where the chip is lost, the first inference of another one shows it.
+CHIP_STATUSES = (
+    Status.SHUTDOWN_EVENT_SIGNALED,
+    Status.NETWORK_GROUP_NOT_ACTIVATED,
+    Status.STREAM_NOT_ACTIVATED,
+    Status.QUEUE_IS_FULL,
+    Status.DRIVER_TIMEOUT,
+    Status.DRIVER_WAIT_CANCELED,
+)
+CHIP_EXCEPTIONS = (  # statuses for which HailoRT's Python has an exception without the number
+    "HailoCommunicationClosedException",
+    "HailoRTDriverOperationFailedException",
+    "HailoRTNetworkGroupNotActivatedException",
+    "HailoRTStreamAborted",
+    "HailoRTTimeout",
+)
 
 
 class LoadedModel(NamedTuple):
@@ -75,7 +121,6 @@ class HailoBackend(Backend):
         details: what `/health` says of the chip.
         board: readings of the chip, or None where it cannot be asked.
         wait_ms: how long HailoRT may take for one inference, in milliseconds.
-        stopped: HailoRT's exceptions after which the chip must be opened anew.
         resources: holds everything that is open; closed last to first.
     """
 
@@ -88,7 +133,6 @@ class HailoBackend(Backend):
         details: dict[str, str],
         board: Board | None,
         wait_ms: int,
-        stopped: tuple[type[Exception], ...],
         resources: ExitStack,
     ) -> None:
         self.models = list(loaded)
@@ -97,7 +141,6 @@ class HailoBackend(Backend):
         self._loaded = loaded
         self._board = board
         self._wait_ms = wait_ms
-        self._stopped = stopped
         self._resources = resources
 
     def infer(self, model: str, image: bytes) -> int:
@@ -113,7 +156,7 @@ class HailoBackend(Backend):
         try:
             loaded.configured.wait_for_async_ready(timeout_ms=self._wait_ms)
             loaded.configured.run_async([loaded.bindings], completed).wait(self._wait_ms)
-        except self._stopped as error:
+        except Exception as error:  # of whatever kind: where run_async fails, HailoRT shuts the model down, for good
             raise AcceleratorGone(f"the Hailo chip was lost while it computed {model}: {_explained(error)}") from error
         if failures:  # wait() itself succeeds after an inference that failed, and HailoRT has shut the model down by then
             raise AcceleratorGone(f"the Hailo chip failed to compute {model}: {_explained(failures[0])}") from failures[0]
@@ -161,11 +204,12 @@ def open_backend(files: ModelFiles, environment: Mapping[str, str]) -> Backend:
         for file in files.files:
             try:
                 loaded[file.name] = _load(hailort, vdevice, file, resources)
-            except _gone_errors(hailort) as error:
-                raise AcceleratorGone(f"the Hailo chip was lost at loading {file.path.name}: {_explained(error)}") from error
-            except Exception as error:  # this model only; the others may be fine
+            except Exception as error:
+                if _is_chip_lost(error):
+                    raise AcceleratorGone(f"the Hailo chip was lost at loading {file.path.name}: {_explained(error)}") from error
+                # This model only; the others may be fine.
                 absent[file.name] = str(error) if isinstance(error, UnusableModel) else f"{file.path.name}: {_explained(error)}"
-        return HailoBackend(loaded, absent, details, board, wait_ms, _stopped_errors(hailort), resources.pop_all())
+        return HailoBackend(loaded, absent, details, board, wait_ms, resources.pop_all())
 
 
 def _one_of(environment: Mapping[str, str], name: str, value: str) -> bool:
@@ -202,7 +246,7 @@ def _opened(hailort: ModuleType, through_service: bool) -> Any:
 
 
 def _why_not_opened(error: Exception, through_service: bool) -> str:
-    taken = _status(error) in (STATUS_DEVICE_IN_USE, STATUS_OUT_OF_PHYSICAL_DEVICES)
+    taken = _status(error) in (Status.DEVICE_IN_USE, Status.OUT_OF_PHYSICAL_DEVICES)
     if taken and through_service:
         return f"{error}: hailort.service has no free chip"
     if not through_service and not DEVICE.exists():
@@ -232,20 +276,10 @@ def _board(
     return None
 
 
-def _gone_errors(hailort: ModuleType) -> tuple[type[Exception], ...]:
-    """What HailoRT raises when the driver, or the service, does not reach the chip."""
-    return hailort.HailoRTDriverOperationFailedException, hailort.HailoCommunicationClosedException
-
-
-def _stopped_errors(hailort: ModuleType) -> tuple[type[Exception], ...]:
-    """What HailoRT raises when an inference stops and the next one would not go better."""
-    return (
-        *_gone_errors(hailort),
-        hailort.HailoRTTimeout,
-        hailort.HailoRTStreamAborted,
-        hailort.HailoRTStreamAbortedByUser,
-        hailort.HailoRTFirmwareControlFailedException,
-    )
+def _is_chip_lost(error: Exception) -> bool:
+    """Whether loading a model failed because driver, service or firmware do not reach the chip."""
+    name = type(error).__name__
+    return name in CHIP_EXCEPTIONS or (name == "HailoRTException" and _status(error) in CHIP_STATUSES)
 
 
 def _load(hailort: ModuleType, vdevice: Any, file: ModelFile, resources: ExitStack) -> LoadedModel:
@@ -313,7 +347,7 @@ def _status(error: Exception) -> int | None:
 def _explained(error: Exception) -> str:
     """An exception with its kind, as HailoRT's texts often say little, and with what the status means."""
     status = _status(error)
-    hint = f" ({STATUS_HINTS[status]})" if status in STATUS_HINTS else ""
+    hint = f" ({STATUS_HINTS[Status(status)]})" if status in STATUS_HINTS else ""
     return f"{type(error).__name__}: {error}{hint}"
 
 

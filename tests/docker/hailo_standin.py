@@ -1,12 +1,16 @@
 """A stand-in of HailoRT's Python package, as strict as the real one or stricter.
 
-Names, signatures, defaults and states are those of hailo_platform 4.21 and 4.23 as its source tells; nothing else of a chip is
-modelled. A "HEF" is JSON that `hef` writes. Its network really depends on every byte of the image: see `top1`.
+It follows HailoRT v4.23.0 below hailort/libhailort: exceptions, signatures and defaults are those of
+bindings/python/platform/hailo_platform/pyhailort/pyhailort.py, statuses those of include/hailo/hailort.h, and when an inference
+fails and what it leaves behind is as in src/net_flow/pipeline/infer_model.cpp (`ConfiguredInferModel::run_async`) and
+async_infer_runner.cpp (`AsyncPipeline::shutdown`, `AsyncInferRunnerImpl::run`). Nothing else of a chip is modelled.
+A "HEF" is JSON that `hef` writes. Its network really depends on every byte of the image: see `top1`.
 """
 
 import importlib.abc
 import importlib.machinery
 import json
+import math
 import os
 import sys
 import threading
@@ -42,10 +46,34 @@ class HailoSchedulingAlgorithm(IntEnum):
 
 
 class HailoRTStatusException(Exception):
+    """_pyhailort's: its text is the status as a number."""
+
+
+class HailoStatusInvalidValueException(Exception):
     pass
 
 
 class HailoRTException(Exception):
+    pass
+
+
+class UdpRecvError(HailoRTException):
+    pass
+
+
+class InvalidProtocolVersionException(HailoRTException):
+    pass
+
+
+class HailoRTFirmwareControlFailedException(HailoRTException):
+    pass
+
+
+class HailoRTInvalidFrameException(HailoRTException):
+    pass
+
+
+class HailoRTUnsupportedOpcodeException(HailoRTException):
     pass
 
 
@@ -58,10 +86,6 @@ class HailoRTStreamAborted(HailoRTException):
 
 
 class HailoRTStreamAbortedByUser(HailoRTException):
-    pass
-
-
-class HailoRTFirmwareControlFailedException(HailoRTException):
     pass
 
 
@@ -85,12 +109,80 @@ class HailoRTHEFNotCompatibleWithDevice(HailoRTException):
     pass
 
 
+class HailoRTEthException(HailoRTException):
+    pass
+
+
 class HailoRTDriverOperationFailedException(HailoRTException):
+    pass
+
+
+class HailoRTNetworkGroupNotActivatedException(HailoRTException):
     pass
 
 
 class HailoCommunicationClosedException(HailoRTException):
     pass
+
+
+STATUSES = {
+    2: "HAILO_INVALID_ARGUMENT",
+    3: "HAILO_OUT_OF_HOST_MEMORY",
+    4: "HAILO_TIMEOUT",
+    6: "HAILO_INVALID_OPERATION",
+    8: "HAILO_INTERNAL_FAILURE",
+    18: "HAILO_FW_CONTROL_FAILURE",
+    26: "HAILO_INVALID_HEF",
+    36: "HAILO_DRIVER_OPERATION_FAILED",
+    57: "HAILO_SHUTDOWN_EVENT_SIGNALED",
+    61: "HAILO_NOT_FOUND",
+    62: "HAILO_COMMUNICATION_CLOSED",
+    63: "HAILO_STREAM_ABORT",
+    69: "HAILO_NETWORK_GROUP_NOT_ACTIVATED",
+    71: "HAILO_OUT_OF_FW_MEMORY",
+    72: "HAILO_STREAM_NOT_ACTIVATED",
+    74: "HAILO_OUT_OF_PHYSICAL_DEVICES",
+    77: "HAILO_RPC_FAILED",
+    81: "HAILO_OUT_OF_HOST_CMA_MEMORY",
+    82: "HAILO_QUEUE_IS_FULL",
+    87: "HAILO_DRIVER_TIMEOUT",
+    90: "HAILO_DRIVER_WAIT_CANCELED",
+    93: "HAILO_HEF_NOT_COMPATIBLE_WITH_DEVICE",
+}
+INDICATIVE = {
+    2: (HailoRTInvalidArgumentException, "Invalid argument. See hailort.log for more information"),
+    4: (HailoRTTimeout, "Received a timeout - hailort has failed because a timeout had occurred"),
+    6: (HailoRTInvalidOperationException, "Invalid operation. See hailort.log for more information"),
+    18: (HailoRTFirmwareControlFailedException, "libhailort control operation failed"),
+    26: (HailoRTInvalidHEFException, "Invalid HEF. See hailort.log for more information"),
+    36: (
+        HailoRTDriverOperationFailedException,
+        "Failure in hailort driver ioctl. run 'dmesg | grep hailo' for more information",
+    ),
+    61: (HailoRTNotFoundException, "Item not found. See hailort.log for more information"),
+    62: (HailoCommunicationClosedException, "Communication closed failure. Check server-client connection"),
+    63: (HailoRTStreamAborted, "Stream was aborted"),
+    69: (HailoRTNetworkGroupNotActivatedException, "Network group is not activated"),
+    93: (
+        HailoRTHEFNotCompatibleWithDevice,
+        "HEF file is not compatible with device. See hailort.log for more information",
+    ),
+}
+
+
+def get_status_message(status_code):
+    if status_code not in STATUSES:
+        raise HailoStatusInvalidValueException(f"Value {status_code} is not a valid status")
+    return STATUSES[status_code]
+
+
+def status(number):
+    """`ExceptionWrapper.create_exception_from_status`."""
+    name = get_status_message(number)
+    if number in INDICATIVE:
+        kind, text = INDICATIVE[number]
+        return kind(text)
+    return HailoRTException(f"libhailort failed with error: {number} ({name})")
 
 
 def hef(chip="HAILO8L", inputs=((224, 224, 3),), outputs=((1000,),), seed=1, nms=False):
@@ -161,10 +253,6 @@ class Chip:
         error = self.fail_at.pop(name, None)
         if error is not None:
             raise error
-
-
-def status(number, name):
-    return HailoRTException(f"libhailort failed with error: {number} ({name})")
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -255,11 +343,11 @@ def sdk(chip):
                 params = VDevice.create_params()  # as the real one does: the parameters are lost
             if params.multi_process_service:
                 if not chip.service_runs:
-                    raise status(77, "HAILO_RPC_FAILED")
+                    raise status(77)
                 if not params.scheduling_algorithm:
-                    raise status(2, "HAILO_INVALID_ARGUMENT")
+                    raise status(2)
             elif not chip.present or chip.held_elsewhere or chip.open:
-                raise status(74, "HAILO_OUT_OF_PHYSICAL_DEVICES")
+                raise status(74)
             chip.params.append(params)
             self.params, self._pid = params, os.getpid()
             self._alive = chip.open = True
@@ -291,7 +379,7 @@ def sdk(chip):
             try:
                 network = json.loads(content)
             except ValueError:
-                raise HailoRTInvalidHEFException("Invalid HEF. See hailort.log for more information") from None
+                raise status(26) from None
             return InferModel(self, str(hef_source), network)
 
         def release(self):
@@ -340,16 +428,16 @@ def sdk(chip):
             self.vdevice.usable()
             chip.step("configure")
             if self.network["chip"] != chip.architecture:
-                raise HailoRTHEFNotCompatibleWithDevice("HEF file is not compatible with device.")
+                raise status(93)
             if chip.live_models and not self.vdevice.params.scheduling_algorithm:
-                raise HailoRTInvalidOperationException("a second model without a scheduler")
+                raise status(6)
             chip.configured[os.path.basename(self.path)] += 1
             return ConfiguredInferModel(self)
 
     def one_of(streams, name):
         found = [stream for stream in streams if name in ("", stream.name)]
         if len(found) != 1:
-            raise HailoRTNotFoundException("Item not found. See hailort.log for more information")
+            raise status(61)
         return found[0]
 
     class BoundStream:
@@ -357,14 +445,19 @@ def sdk(chip):
             self._stream, self.buffer = stream, None
 
         def set_buffer(self, buffer):
+            """Only what lies in one piece is taken; whether the size is right is looked at when an inference is launched."""
             if not buffer.flags.c_contiguous:
                 raise HailoRTException("Buffer must be C_CONTIGUOUS")
-            wanted = DTYPES[self._stream.format_type]
-            if buffer.dtype != wanted or list(buffer.shape) != self._stream.shape or not buffer.flags.writeable:
-                raise HailoRTInvalidOperationException(
-                    f"buffer {buffer.dtype} {buffer.shape}, expected {np.dtype(wanted)} {self._stream.shape}"
-                )
+            if not buffer.flags.writeable:
+                raise ValueError("array is not writeable")
             self.buffer = buffer
+
+        def require_fit(self):
+            """`ConfiguredInferModelImpl::validate_bindings`."""
+            if self.buffer is None:
+                raise status(61)
+            if self.buffer.nbytes != math.prod(self._stream.shape) * np.dtype(DTYPES[self._stream.format_type]).itemsize:
+                raise status(6)
 
         def get_buffer(self, tf_format=False):
             return self.buffer
@@ -382,7 +475,8 @@ def sdk(chip):
 
     class ConfiguredInferModel:
         def __init__(self, infer_model):
-            self._infer_model, self._state, self._shut_down = infer_model, "new", False
+            self._infer_model, self._state = infer_model, "new"
+            self._pipeline_status = None  # what a shutdown left there: no further inference is taken
 
         def __enter__(self):
             assert self._state == "new"
@@ -410,18 +504,29 @@ def sdk(chip):
             return bindings
 
         def wait_for_async_ready(self, timeout_ms=1000, frames_count=1):
+            """Looks at the queues alone, and so succeeds on a model that is shut down."""
             self.usable()
             chip.step("ready")
-            if self._shut_down:
-                raise HailoRTStreamAborted("Stream was aborted")
 
         def run_async(self, bindings, callback=None):
             self.usable()
-            chip.step("run")
+            try:
+                return self._launched(bindings, callback)
+            except Exception:
+                self.shutdown()
+                raise
+
+        def shutdown(self):
+            self._pipeline_status = status(63)
+
+        def _launched(self, bindings, callback):
             (binding,) = bindings
+            binding.input().require_fit()
+            binding.output().require_fit()
+            if self._pipeline_status is not None:
+                raise self._pipeline_status
+            chip.step("run")
             pixels, scores = binding.input().buffer, binding.output().buffer
-            if pixels is None or scores is None:
-                raise HailoRTInvalidOperationException("a buffer is not set")
             chip.buffers |= {id(pixels), id(scores)}
             failure = chip.fail_at.pop("completion", None)
             done = threading.Event()
@@ -434,8 +539,8 @@ def sdk(chip):
                     codes, scales = quantised(pixels.tobytes(), scores.size, self._infer_model.network["seed"])
                     exact = scores.dtype == np.float32
                     scores.reshape(-1)[:] = codes * scales if exact else codes
-                else:
-                    self._shut_down = True
+                else:  # AsyncPipeline::shutdown, with the status of the failure
+                    self._pipeline_status = failure
                 if callback is not None:
                     callback(completion_info=SimpleNamespace(exception=failure))
                 done.set()
@@ -457,7 +562,7 @@ def sdk(chip):
                 raise TypeError("timeout_ms is whole milliseconds")
             chip.waits_ms.append(timeout_ms)
             if not self._done.wait(timeout_ms / 1000):
-                raise HailoRTTimeout("Received a timeout - hailort has failed because a timeout had occurred")
+                raise status(4)
 
     class Device:
         def __init__(self, device_id=None):
@@ -497,13 +602,13 @@ def sdk(chip):
         def get_chip_temperature(self):
             self._usable()
             if chip.temperature_fails:
-                raise HailoRTFirmwareControlFailedException("libhailort control operation failed")
+                raise status(18)
             return SimpleNamespace(ts0_temperature=48.5, ts1_temperature=49.25, sample_count=7)
 
         def set_power_measurement(self, buffer_index=0, dvm="AUTO", measurement_type="AUTO"):
             self._usable()
             if not chip.monitors_current or chip.power_fails:
-                raise HailoRTFirmwareControlFailedException("libhailort control operation failed")
+                raise status(18)
             self._is_set = True
 
         def start_power_measurement(self, averaging_factor=256, sampling_period=1100):
@@ -515,19 +620,19 @@ def sdk(chip):
         def get_power_measurement(self, buffer_index=0, should_clear=True):
             self._usable()
             if not chip.measuring or chip.power_fails:
-                raise HailoRTFirmwareControlFailedException("libhailort control operation failed")
+                raise status(18)
             return SimpleNamespace(average_value=chip.power_w, total_number_of_samples=chip.new_power_values)
 
         def stop_power_measurement(self):
             self._usable()
             if chip.power_fails:
-                raise HailoRTFirmwareControlFailedException("libhailort control operation failed")
+                raise status(18)
             chip.measuring = False
 
     exceptions = {name: value for name, value in globals().items() if isinstance(value, type) and issubclass(value, Exception)}
     return {
         **exceptions,
-        "get_status_message": {36: "HAILO_DRIVER_OPERATION_FAILED"}.__getitem__,
+        "get_status_message": get_status_message,
         "FormatType": FormatType,
         "HailoSchedulingAlgorithm": HailoSchedulingAlgorithm,
         "VDevice": VDevice,

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import re
 import threading
 import time
 from pathlib import Path
@@ -283,25 +284,31 @@ def test_input_that_a_hef_does_not_take_is_absent(open_chip, model_file, wrong):
 
 
 def test_any_other_failure_to_configure_is_absent_with_its_text(open_chip, chip, model_file):
-    chip.fail_at["configure"] = standin.status(81, "HAILO_OUT_OF_HOST_CMA_MEMORY")
+    chip.fail_at["configure"] = standin.status(81)
     assert "81 (HAILO_OUT_OF_HOST_CMA_MEMORY)" in absence(open_chip, model_file("large"), model_file())
 
 
-def test_chip_lost_while_models_are_loaded_is_no_fault_of_the_model(open_chip, chip):
-    chip.fail_at["configure"] = standin.HailoRTDriverOperationFailedException("Failure in hailort driver ioctl.")
+@pytest.mark.parametrize("number", [4, 36, 57, 62, 63, 69, 72, 82, 87, 90])
+def test_chip_lost_while_models_are_loaded_is_no_fault_of_the_model(open_chip, chip, number):
+    chip.fail_at["configure"] = standin.status(number)
     assert "was lost at loading mobilenet.hef" in refusal(open_chip)
     assert (chip.released, chip.released_early) == (1, False)
 
 
+@pytest.mark.parametrize("number", [8, 71, 81])
+def test_status_that_may_be_the_models_makes_it_absent_and_says_what_it_means(open_chip, chip, model_file, number):
+    chip.fail_at["configure"] = standin.status(number)
+    reason = absence(open_chip, model_file("large"), model_file())
+    assert f"HailoRTException: libhailort failed with error: {number} (HAILO_" in reason
+
+
 LOST = [
-    ("ready", standin.HailoRTTimeout("Received a timeout")),
-    ("ready", standin.HailoRTStreamAborted("Stream was aborted")),
+    *(("ready", standin.status(number)) for number in (4, 8, 87)),
+    *(("run", standin.status(number)) for number in (2, 6, 8, 18, 36, 57, 61, 62, 63, 69, 71, 72, 82, 87, 90)),
     ("run", standin.HailoRTStreamAbortedByUser("aborted")),
-    ("run", standin.HailoRTDriverOperationFailedException("Failure in hailort driver ioctl.")),
-    ("run", standin.HailoCommunicationClosedException("Communication closed failure.")),
-    ("run", standin.HailoRTFirmwareControlFailedException("libhailort control operation failed")),
-    ("completion", standin.HailoRTStreamAborted("Stream was aborted")),
-    ("completion", standin.status(8, "HAILO_INTERNAL_FAILURE")),
+    ("run", standin.HailoStatusInvalidValueException("Value 999 is not a valid status")),
+    ("run", standin.HailoRTStatusException("8")),
+    *(("completion", standin.status(number)) for number in (8, 63, 71, 87)),
 ]
 
 
@@ -324,12 +331,45 @@ def test_failed_job_never_gives_the_answer_of_the_one_before(open_chip, chip):
         backend.infer("mobilenet", image(2))
 
 
-def test_any_other_error_fails_only_its_request(accelerator, chip):
-    chip.fail_at["run"] = standin.HailoRTInvalidArgumentException("Invalid argument.")
-    with pytest.raises(standin.HailoRTInvalidArgumentException):
-        accelerator.submit("mobilenet", image(1), {}).result(PATIENCE_S)
-    assert accelerator.submit("mobilenet", image(2), {}).result(PATIENCE_S).top1 == top1(image(2))
-    assert chip.opened == 1
+def test_a_plain_exception_of_hailort_is_told_with_what_its_status_means(open_chip, chip):
+    backend = open_chip()
+    chip.fail_at["run"] = standin.status(87)
+    with pytest.raises(AcceleratorGone, match=r"87 \(HAILO_DRIVER_TIMEOUT\) \(the chip does not answer its driver"):
+        backend.infer("mobilenet", image(1))
+
+
+@pytest.mark.parametrize("step, number, left", [("run", 2, 63), ("run", 82, 63), ("completion", 8, 8)])
+def test_stand_in_takes_no_inference_after_one_that_failed(chip, two_models, step, number, left):
+    import hailo_platform
+
+    params = hailo_platform.VDevice.create_params()
+    params.scheduling_algorithm = hailo_platform.HailoSchedulingAlgorithm.ROUND_ROBIN
+    infer_model = hailo_platform.VDevice(params).create_infer_model(str(two_models.files[0].path))
+    with infer_model.configure() as configured:
+        bindings = configured.create_bindings(
+            {"net/in0": np.zeros((224, 224, 3), np.uint8)}, {"net/out0": np.zeros(1000, np.uint8)}
+        )
+        configured.run_async([bindings]).wait(1000)
+        chip.fail_at[step] = standin.status(number)
+        if step == "run":
+            with pytest.raises(type(standin.status(number))):
+                configured.run_async([bindings])
+        else:
+            configured.run_async([bindings]).wait(1000)
+        configured.wait_for_async_ready()
+        for expected in (left, 63):
+            with pytest.raises(type(standin.status(expected)), match=re.escape(str(standin.status(expected)))):
+                configured.run_async([bindings])
+
+
+def test_stand_in_looks_at_sizes_only_when_an_inference_is_launched(chip, two_models):
+    import hailo_platform
+
+    infer_model = hailo_platform.VDevice().create_infer_model(str(two_models.files[0].path))
+    with infer_model.configure() as configured:
+        bindings = configured.create_bindings({"net/in0": np.zeros(7, np.uint8)}, {"net/out0": np.zeros(1000, np.uint8)})
+        with pytest.raises(standin.HailoRTInvalidOperationException):
+            configured.run_async([bindings])
 
 
 def test_everything_is_called_from_one_thread_and_released_in_the_end(accelerator, chip):
