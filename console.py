@@ -133,10 +133,12 @@ def _by_name(figures: Mapping[str, float | None], text: Callable[[float | None],
     return ", ".join(f"{name} {text(value)}" for name, value in figures.items())
 
 
-def _milliseconds(figures: Mapping[str, float] | None, digits: int = 1) -> str:
+def _milliseconds(figures: Mapping[str, float | None] | None, digits: int = 1) -> str:
+    """Some of the figures; '–' for one that is infinite, since too many tasks have no answer."""
     if figures is None:
         return "–"
-    return ", ".join(f"{name} {figures[name] * 1e3:.{digits}f}" for name in ("mean", "p50", "p95", "p99", "max")) + " ms"
+    shown = ((name, figures[name]) for name in ("mean", "p50", "p95", "p99", "max"))
+    return ", ".join(f"{name} –" if value is None else f"{name} {value * 1e3:.{digits}f}" for name, value in shown) + " ms"
 
 
 def _joules(value: float | None) -> str:

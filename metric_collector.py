@@ -24,6 +24,8 @@ from run_figures import (
     outages,
     percentiles,
     ratio,
+    times_of_all,
+    unanswered_warning,
     versions,
 )
 from settings import Settings
@@ -72,6 +74,7 @@ DEVICE_COLUMNS = (
 )
 
 Row = Sequence[object]
+Floats = NDArray[np.float64]
 
 
 def decision_columns(node_names: Sequence[str]) -> tuple[str, ...]:
@@ -234,6 +237,7 @@ class MetricCollector:
         lost = len(figures.of(Outcome.FAILED)) if facts.cluster == "simulated" else len(dispatched) - len(completed)
         reasons = invalid_reasons(facts, lag_s, len(dispatched), lost)
         energy_reasons = energy_invalid_reasons(facts.energy)
+        unanswered = figures.unanswered
         busy_s = {node: float(completed.on_node(node)["inference_time_s"].sum()) for node in self._node_names}
         utilisation = {node: busy_s[node] / facts.window_s if facts.window_s > 0 else 0.0 for node in self._node_names}
         by_class = {name: (dispatched.in_class(name), on_time.in_class(name)) for name in self._settings.slo_classes}
@@ -247,7 +251,7 @@ class MetricCollector:
             "invalid_reasons": reasons,
             "energy_valid": not energy_reasons,
             "energy_invalid_reasons": energy_reasons,
-            "warnings": list(facts.warnings),
+            "warnings": [*facts.warnings, *unanswered_warning(len(unanswered), len(dispatched))],
             "cluster": facts.cluster,
             "scheduler": facts.scheduler,
             "seed": self._settings.seed,
@@ -255,6 +259,7 @@ class MetricCollector:
             "scenario_sha256": facts.scenario_sha256,
             "git_commit": git_commit(),
             "tasks": {"generated": len(figures), **{outcome.value: len(figures.of(outcome)) for outcome in Outcome}},
+            "unanswered": len(unanswered),
             "slo_compliance_rate": ratio(len(on_time), len(dispatched)),
             "slo_compliance_rate_by_class": {name: ratio(len(good), len(all_)) for name, (all_, good) in by_class.items()},
             "slo_violations_by_class": {name: len(all_) - len(good) for name, (all_, good) in by_class.items()},
@@ -263,12 +268,12 @@ class MetricCollector:
             "achievable_slo_rate": mean(self.achievable(dispatched, estimate=facts.cluster == "workers")),
             "achievable_slo_rate_is_estimate": facts.cluster == "workers",
             "delivered_rate": ratio(self.delivered_count(completed), len(dispatched)),
-            "response_time_s": percentiles(completed["response_time_s"]),
-            "waiting_time_s": percentiles(completed["waiting_time_s"]),
+            "response_time_s": times_of_all(dispatched["response_time_s"]),
+            "waiting_time_s": times_of_all(dispatched["waiting_time_s"]),
             "inference_time_s": percentiles(completed["inference_time_s"]),
             "throughput_tasks_per_s": ratio(len(completed), facts.window_s),
             "window_s": facts.window_s,
-            "energy_j": energy_summary(facts.energy, len(dispatched), len(on_time)),
+            "energy_j": energy_summary(facts.energy, len(dispatched), len(on_time), self._not_drawn_j(facts, dispatched)),
             "idle_w": dict(facts.idle_w),
             "load_fairness": jain_index(list(utilisation.values())),
             "utilisation": utilisation,
@@ -290,8 +295,7 @@ class MetricCollector:
 
     def delivered_count(self, completed: TaskFigures) -> int:
         """How many of the answers of completed tasks found their device in the cell."""
-        task_id, device_id = completed["task_id"].astype(np.int64), completed["device_id"].astype(np.int64)
-        return int(self._mobility.covered(task_id, device_id, completed["completion_time_s"]).sum())
+        return int(self._mobility.covered(completed["task_id"], completed["device_id"], completed["completion_time_s"]).sum())
 
     def achievable(self, tasks: TaskFigures, estimate: bool = False) -> NDArray[np.bool_]:
         """For each task, whether the best idle node could meet its fixed deadline.
@@ -305,12 +309,57 @@ class MetricCollector:
             own = tasks.has_model(model)
             noise, within_s, met = service_noise[own], fixed_deadline_s[own], np.zeros(int(own.sum()), dtype=bool)
             for node in self._node_names:
-                mean_s = self._profile.service_time_s(node).get(model)
-                if mean_s is not None:
-                    sigma = 0.0 if estimate else self._profile.sigma(node)
-                    met |= self._profile.overhead_s(node) + mean_s * np.exp(sigma * noise - sigma**2 / 2) <= within_s
+                if self._serves(node, model):
+                    met |= self._profile.overhead_s(node) + self._service_time_s(node, model, noise, estimate) <= within_s
             achievable[own] = met
         return achievable
+
+    def _serves(self, node: str, model: str) -> bool:
+        return model in self._profile.service_time_s(node)
+
+    def _service_time_s(self, node: str, model: str, service_noise: Floats, estimate: bool) -> Floats:
+        """What tasks of a model take on a node, by their own noise, shape (n,); for an `estimate`, the profile's mean."""
+        mean_s, sigma = self._profile.service_time_s(node)[model], 0.0 if estimate else self._profile.sigma(node)
+        service_s: Floats = mean_s * np.exp(sigma * service_noise - sigma**2 / 2)
+        return service_s
+
+    def above_idle_j(self, tasks: TaskFigures, estimate: bool = False) -> float:
+        """Energy above idle that `tasks` take, answered or not, on the node that they were given to: not serving saves nothing.
+
+        A task that was placed on no node takes the mean of the nodes that could serve it.
+
+        Args:
+            tasks: dispatched tasks.
+            estimate: take the profile's mean instead of each task's own service noise.
+        """
+        energy_j = sum(self._energy_j(node, tasks.on_node(node), estimate) for node in self._node_names)
+        nowhere = tasks.on_node(None)
+        for model in self._settings.models if len(nowhere) else ():
+            serving = [node for node in self._node_names if self._serves(node, model)]
+            of_model = nowhere.of_model(model)
+            energy_j += sum(self._energy_j(node, of_model, estimate) for node in serving) / max(1, len(serving))
+        return energy_j
+
+    def _energy_j(self, node: str, tasks: TaskFigures, estimate: bool) -> float:
+        """Energy above idle that `tasks` take on a node, joules."""
+        figures = self._profile.nodes[node]
+        energy_j = 0.0
+        for model in (model for model in self._settings.models if self._serves(node, model)):
+            service_s = self._service_time_s(node, model, tasks.of_model(model)["service_noise"], estimate)
+            energy_j += (figures.busy_w - figures.idle_w) * float(service_s.sum())
+        return energy_j
+
+    def _not_drawn_j(self, facts: RunFacts, dispatched: TaskFigures) -> float:
+        """What the tasks without an answer would have taken beyond what was drawn, joules above idle.
+
+        In virtual time what was drawn holds a part of that: of the requests that were being served at the end.
+        """
+        unanswered = dispatched.unanswered
+        if not len(unanswered):
+            return 0.0
+        if facts.cluster == "simulated":
+            return self.above_idle_j(dispatched) - sum(node.above_idle_j or 0.0 for node in facts.energy.values())
+        return self.above_idle_j(unanswered, estimate=True)
 
     def _by_minute(self, figures: TaskFigures) -> list[dict[str, Any]]:
         """Figures of the tasks that arrived in each minute; the in-cell share is that of the devices."""

@@ -4,6 +4,7 @@ Pure functions of figures that others have gathered; `RunFacts` is what they say
 """
 
 import functools
+import math
 import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -74,6 +75,12 @@ def percentiles(values: Floats) -> dict[str, float] | None:
     return {"mean": float(present.mean()), **dict(zip(names, at, strict=True)), "max": float(present.max())}
 
 
+def times_of_all(values: Floats) -> dict[str, float | None] | None:
+    """`percentiles` of tasks of which those without an answer (NaN) took for ever; a figure that is then infinite is None."""
+    figures = percentiles(np.where(np.isnan(values), np.inf, values))
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()} if figures else None
+
+
 def jain_index(shares: Sequence[float]) -> float | None:
     """Jain's fairness index (Σu)²/(n Σu²), from 1/n to 1; None when all are 0.
 
@@ -83,15 +90,23 @@ def jain_index(shares: Sequence[float]) -> float | None:
     return sum(shares) ** 2 / (len(shares) * squares) if squares > 0 else None
 
 
-def energy_summary(energy: Mapping[str, NodeEnergy], dispatched: int, on_time: int) -> dict[str, Any]:
-    """Joules of the cluster over the window; a figure that needs a node without a meter is None."""
+def energy_summary(energy: Mapping[str, NodeEnergy], dispatched: int, on_time: int, not_drawn_j: float = 0.0) -> dict[str, Any]:
+    """Joules of the cluster over the window; a figure that needs a node without a meter is None.
+
+    Args:
+        energy: what was drawn, by node.
+        dispatched: tasks that were dispatched.
+        on_time: those of them that were answered in time.
+        not_drawn_j: what the tasks without an answer would have taken, above idle and beyond what was drawn; it enters the
+            figures per task alone.
+    """
     total = _sum_or_none([node.total_j for node in energy.values()])
     above_idle = _sum_or_none([node.above_idle_j for node in energy.values()])
     return {
         "total": total,
         "above_idle": above_idle,
-        "above_idle_per_task": None if above_idle is None else ratio(above_idle, dispatched),
-        "above_idle_per_on_time_task": None if above_idle is None else ratio(above_idle, on_time),
+        "above_idle_per_task": None if above_idle is None else ratio(above_idle + not_drawn_j, dispatched),
+        "above_idle_per_on_time_task": None if above_idle is None else ratio(above_idle + not_drawn_j, on_time),
         "by_node": {name: node.total_j for name, node in energy.items()},
     }
 
@@ -178,6 +193,16 @@ def _node_reasons(facts: RunFacts, dispatched: int | None, lost: int) -> list[st
             f"{LOST_LIMIT:.0%}: column error of master_inference_results.csv says why"
         )
     return reasons
+
+
+def unanswered_warning(unanswered: int, dispatched: int) -> list[str]:
+    """What a reader of the summary must know of tasks without an answer; empty where there are none."""
+    if not unanswered:
+        return []
+    return [
+        f"{unanswered} of {dispatched} dispatched tasks have no answer: their response time counts as infinite, and "
+        f"energy per task holds what they would have taken"
+    ]
 
 
 def energy_invalid_reasons(energy: Mapping[str, NodeEnergy]) -> list[str]:

@@ -2,7 +2,8 @@
 
 import math
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +12,8 @@ from task import DISPATCHED, Outcome, TaskResult
 
 Floats = NDArray[np.float64]
 
+_IDS = ("task_id", "device_id")
 _KEPT = (
-    "task_id",
-    "device_id",
     "slo_class",
     "model_name",
     "assigned_node",
@@ -32,16 +32,18 @@ _OUTCOME_CODE = {outcome: float(code) for code, outcome in enumerate(Outcome)}
 
 
 class TaskFigures:
-    """Columns of some tasks, float arrays of shape (n,): NaN where a task has no such figure.
+    """Columns of some tasks, arrays of shape (n,): floats, NaN where a task has no such figure, and the ids, which are integers.
 
-    Columns: task_id, device_id, arrival_time_s, base_deadline_s, fixed_deadline_s, service_noise, dispatch_time_s, start_time_s,
+    Columns: task_id, device_id; arrival_time_s, base_deadline_s, fixed_deadline_s, service_noise, dispatch_time_s, start_time_s,
     completion_time_s, inference_time_s; dispatch_lag_s, waiting_time_s and response_time_s, which count from the arrival;
     met_fixed_deadline and met_base_deadline, 1 or 0, NaN for a task that was not dispatched to its end. Columns hold the tasks
     in the order in which they ended. Texts are asked for by `in_class`, `of_model`, `on_node`
     and `of`.
     """
 
-    def __init__(self, columns: dict[str, Floats], codes: dict[str, dict[str | None, float]], chosen: NDArray[np.int64]) -> None:
+    def __init__(
+        self, columns: Mapping[str, NDArray[Any]], codes: dict[str, dict[str | None, float]], chosen: NDArray[np.int64]
+    ) -> None:
         self._columns = columns
         self._codes = codes
         self._chosen = chosen
@@ -49,7 +51,7 @@ class TaskFigures:
     def __len__(self) -> int:
         return len(self._chosen)
 
-    def __getitem__(self, name: str) -> Floats:
+    def __getitem__(self, name: str) -> NDArray[Any]:
         """One column."""
         return self._columns[name][self._chosen]
 
@@ -67,15 +69,23 @@ class TaskFigures:
 
     def has_model(self, model: str) -> NDArray[np.bool_]:
         """Which of the tasks are of one model, shape (n,)."""
-        return np.equal(self["model_name"], self._codes["model_name"][model])
+        own: NDArray[np.bool_] = self["model_name"] == self._codes["model_name"][model]
+        return own
 
     def of_model(self, model: str) -> "TaskFigures":
         """The tasks of one model."""
         return self.where(self.has_model(model))
 
-    def on_node(self, node: str) -> "TaskFigures":
-        """The tasks whose last attempt was on one node."""
+    def on_node(self, node: str | None) -> "TaskFigures":
+        """The tasks whose last attempt was on one node; None: those that were placed on none."""
+        if node is None:
+            return self.where(np.isnan(self["assigned_node"]))
         return self.where(self["assigned_node"] == self._codes["assigned_node"][node])
+
+    @property
+    def unanswered(self) -> "TaskFigures":
+        """The tasks that were dispatched and have no answer: failed, or given up at the drain timeout."""
+        return self.where(np.isnan(self["completion_time_s"])).of(*DISPATCHED)
 
     def arriving(self, since_s: float, before_s: float) -> "TaskFigures":
         """The tasks that arrived from `since_s` on and before `before_s`."""
@@ -96,16 +106,16 @@ class TaskLog:
         self._class_code = _codes(slo_classes)
         self._model_code = _codes(models)
         self._node_code = _codes(node_names)
+        self._ids = array("q")
         self._rows = array("d")
 
     def record(self, result: TaskResult) -> None:
         """Keep the figures of a task that has ended."""
         task, _, noise, outcome, node, _, dispatch_s, start_s, completion_s, _, inference_s, _ = result
         task_id, device_id, _, model, slo_class, arrival_s, base_deadline_s, _, fixed_deadline_s = task
+        self._ids.extend((task_id, device_id))
         self._rows.extend(
             (
-                task_id,
-                device_id,
                 self._class_code[slo_class],
                 self._model_code[model],
                 self._node_code[node],
@@ -124,7 +134,9 @@ class TaskLog:
     def figures(self) -> TaskFigures:
         """Columns of all tasks so far."""
         rows = np.array(self._rows).reshape(-1, len(_KEPT))
-        columns = {name: rows[:, position] for position, name in enumerate(_KEPT)}
+        ids = np.array(self._ids, dtype=np.int64).reshape(-1, len(_IDS))  # no floats: these hold no integer above 2^53
+        columns: dict[str, NDArray[Any]] = {name: rows[:, position] for position, name in enumerate(_KEPT)}
+        columns |= {name: ids[:, position] for position, name in enumerate(_IDS)}
         arrival_s = columns["arrival_time_s"]
         response_s = columns["completion_time_s"] - arrival_s
         dispatched = _ended_in(columns["outcome"], DISPATCHED)

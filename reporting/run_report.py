@@ -12,7 +12,7 @@ from performance_profile import PerformanceProfile, load_profile
 from reporting import run_plots as plots
 from reporting.page import Page
 from reporting.reading import header_of, list_at, mapping_at, number_of, read_json, read_table, rows_at
-from run_figures import percentiles
+from run_figures import times_of_all
 from task import DISPATCHED
 from utils import UsageError
 
@@ -218,7 +218,7 @@ def _add_tables(run: _Run, page: Page) -> None:
 def _by_class(run: _Run) -> pd.DataFrame:
     rows = []
     for name, of_class in run.dispatched.groupby("slo_class", sort=False):
-        response_s = percentiles(of_class["response_time_s"].to_numpy(dtype=float)) or {}
+        response_s = times_of_all(of_class["response_time_s"].to_numpy(dtype=float)) or {}
         rows.append(
             {
                 "slo_class": name,
@@ -226,8 +226,8 @@ def _by_class(run: _Run) -> pd.DataFrame:
                 **{outcome.value: int((of_class["outcome"] == outcome).sum()) for outcome in DISPATCHED},
                 "slo_compliance_rate": float((of_class["outcome"] == "on_time").mean()),
                 "fixed_deadline_compliance_rate": float(of_class["met_fixed_deadline"].mean()),
-                "response_p50_s": response_s.get("p50", math.nan),
-                "response_p99_s": response_s.get("p99", math.nan),
+                "response_p50_s": response_s.get("p50"),
+                "response_p99_s": response_s.get("p99"),
             }
         )
     order = list(run.deadlines_s())

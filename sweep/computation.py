@@ -13,8 +13,7 @@ from comparison.load_limits import SHARE_OF_ACHIEVABLE
 from deadline_adapter import DeadlineAdapter
 from main_pregenerated import Scenario, build_scenario, run_experiment
 from metric_collector import MetricCollector
-from performance_profile import PerformanceProfile
-from run_figures import jain_index, mean, percentiles, ratio
+from run_figures import jain_index, mean, ratio, times_of_all
 from scheduler import create_scheduler
 from scheduler.rank_reversal import RankReversalProbe
 from scheduler.topsis_scheduler import TopsisScheduler
@@ -116,8 +115,11 @@ def _run(cell: Cell) -> Result:
     window = Window.of(settings.duration_s)
     counted = dispatched.arriving(*window)
     utilisation = {name: _busy_s(dispatched.on_node(name), profile.overhead_s(name), window) / window.length_s for name in names}
+    unanswered = counted.unanswered
     answered = counted.where(~np.isnan(counted["completion_time_s"]))
-    response = _response_times(counted)
+    response: Mapping[str, float | None] = times_of_all(counted["response_time_s"]) or dict.fromkeys(
+        ("mean", "p50", "p95", "p99")
+    )
     row = {
         "scheduler": settings.scheduler,
         "queue_discipline": settings.queue_discipline,
@@ -128,18 +130,18 @@ def _run(cell: Cell) -> Result:
         "achievable_slo_rate": mean(collector.achievable(counted)),
         "response_p50_s": response["p50"],
         "response_p99_s": response["p99"],
-        **_energy_figures(counted, settings, profile),
+        **_energy_figures(counted, collector),
         "load_fairness": jain_index(list(utilisation.values())),
         "adapted_deadline_compliance_rate": ratio(len(counted.of(Outcome.ON_TIME)), len(counted)),
         "delivered_rate": ratio(collector.delivered_count(answered), len(counted)),
         "response_mean_s": response["mean"],
         "response_p95_s": response["p95"],
         "failed": len(counted.of(Outcome.FAILED)),
-        "unanswered": len(counted) - len(answered),
+        "unanswered": len(unanswered),
         "missed": _missed(counted),
         "rank_reversal_rate": probe.rate if probe else None,
         "untrimmed_slo_compliance_rate": mean(dispatched["met_fixed_deadline"]),
-        "untrimmed_above_idle_per_task_j": _energy_figures(dispatched, settings, profile)["above_idle_per_task_j"],
+        "untrimmed_above_idle_per_task_j": _energy_figures(dispatched, collector)["above_idle_per_task_j"],
         **{f"utilisation_{name}": share for name, share in utilisation.items()},
         "scenario_sha256": world.sha256,
     }
@@ -160,26 +162,9 @@ def _deadline_figures(tasks: TaskFigures, slo_classes: Sequence[str]) -> dict[st
     }
 
 
-def _response_times(tasks: TaskFigures) -> Mapping[str, float | None]:
-    """Mean and percentiles of the response time, seconds; a task without an answer took for ever, and None stands for that."""
-    response_s = tasks["response_time_s"]
-    figures = percentiles(np.where(np.isnan(response_s), np.inf, response_s)) or {}
-    return {name: figures[name] if math.isfinite(figures.get(name, math.inf)) else None for name in ("mean", "p50", "p95", "p99")}
-
-
-def _energy_figures(tasks: TaskFigures, settings: Settings, profile: PerformanceProfile) -> dict[str, float | None]:
-    """Energy above idle of the inference of `tasks`, joules per task and per task that met its fixed deadline.
-
-    Tasks that were still unanswered at the drain timeout count with what they would have taken on the node they were given to:
-    a policy does not save energy by not serving.
-    """
-    above_idle_j = 0.0
-    for name, node in profile.nodes.items():
-        sigma, mean_s = profile.sigma(name), profile.service_time_s(name)
-        on_node = tasks.on_node(name)
-        for model in (model for model in settings.models if model in mean_s):
-            service_s = mean_s[model] * np.exp(sigma * on_node.of_model(model)["service_noise"] - sigma**2 / 2)
-            above_idle_j += (node.busy_w - node.idle_w) * float(service_s.sum())
+def _energy_figures(tasks: TaskFigures, collector: MetricCollector) -> dict[str, float | None]:
+    """Energy above idle of `tasks`, answered or not, joules per task and per task that met its fixed deadline."""
+    above_idle_j = collector.above_idle_j(tasks)
     return {
         "above_idle_per_task_j": ratio(above_idle_j, len(tasks)),
         "above_idle_per_on_time_task_j": ratio(above_idle_j, len(tasks) - _missed(tasks)),

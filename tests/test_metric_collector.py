@@ -84,8 +84,8 @@ def given_up(task_id=0, arrival_s=0.0):
     return failed(task_id, arrival_s)._replace(outcome=Outcome.LATE, assigned_node="coral1", attempts=1, error="drain_timeout")
 
 
-def failed(task_id=0, arrival_s=0.0, **task):
-    return TaskResult(make_task(task_id, arrival_s, **task), DEVICE, 0.0, Outcome.FAILED, "coral1", 2, arrival_s, error="x")
+def failed(task_id=0, arrival_s=0.0, noise=0.0, **task):
+    return TaskResult(make_task(task_id, arrival_s, **task), DEVICE, noise, Outcome.FAILED, "coral1", 2, arrival_s, error="x")
 
 
 def not_placed(outcome, task_id=0, arrival_s=0.0, **task):
@@ -287,6 +287,7 @@ FURTHER_KEYS = {
     "idle_w",
     "outages",
     "warnings",
+    "unanswered",
 }
 
 
@@ -310,9 +311,11 @@ def test_outcomes_add_up_and_skipped_and_unfinished_stand_beside_the_compliance(
     assert summary["slo_compliance_rate"] == pytest.approx(3 / 5)
     assert summary["coverage_skip_rate"] == pytest.approx(3 / 9)
     assert summary["throughput_tasks_per_s"] == pytest.approx(4 / 100)
-    assert summary["energy_j"]["above_idle_per_task"] == pytest.approx(15 / 5)
-    assert summary["energy_j"]["above_idle_per_on_time_task"] == pytest.approx(15 / 3)
-    assert summary["response_time_s"]["max"] == 1.5
+    assert summary["unanswered"] == 1
+    # drawn 15 J, and what the failed task would have taken on coral1: 100 ms at 3 W above idle, by the profile's mean
+    assert summary["energy_j"]["above_idle_per_task"] == pytest.approx(15.3 / 5)
+    assert summary["energy_j"]["above_idle_per_on_time_task"] == pytest.approx(15.3 / 3)
+    assert (summary["energy_j"]["above_idle"], summary["energy_j"]["total"]) == (15.0, 110.0)
     assert summary["waiting_time_s"]["p50"] == pytest.approx(0.001)
 
 
@@ -368,6 +371,53 @@ def test_utilisation_and_fairness_are_inference_seconds_over_the_window():
 
 def test_unused_cluster_has_no_fairness():
     assert summary_of(failed())["load_fairness"] is None
+
+
+# Tasks without an answer
+
+
+def test_times_of_unanswered_tasks_count_as_infinite_and_stand_as_null():
+    times = summary_of(*[answered(i, 0.1 * (i + 1)) for i in range(9)], given_up(9))["response_time_s"]
+    assert times == {"mean": None, "p50": 0.5, "p90": 0.9, "p95": None, "p99": None, "p999": None, "max": None}
+    nothing = summary_of(failed())
+    assert set(nothing["response_time_s"].values()) == {None}
+    assert nothing["inference_time_s"] is None and nothing["unanswered"] == 1
+
+
+def test_response_times_of_answered_tasks_alone_are_what_they_were():
+    times = summary_of(*[answered(i, 0.1 * (i + 1)) for i in range(10)])["response_time_s"]
+    assert times == percentiles(np.array([0.1 * (i + 1) for i in range(10)]))
+
+
+@pytest.mark.parametrize("ended", [failed, given_up])
+def test_reader_is_warned_of_unanswered_tasks_and_only_of_those(ended):
+    (warning,) = summary_of(answered(), ended(1))["warnings"]
+    assert warning.startswith("1 of 2 dispatched tasks have no answer")
+    assert summary_of(answered(), not_placed(Outcome.SKIPPED, 1), not_placed(Outcome.UNFINISHED, 2))["warnings"] == []
+
+
+def test_unanswered_tasks_take_what_they_would_have_taken_on_the_node_they_were_given_to():
+    # Busy minus idle power is 3 W; resnet50 takes 100 ms on coral1 and 50 ms on hailo1, vgg16 300 ms on coral1 only.
+    on_hailo = failed(1, noise=3.0)._replace(assigned_node="hailo1")
+    nowhere = [failed(2)._replace(assigned_node=None, attempts=0), failed(3, model="vgg16")._replace(assigned_node=None)]
+    nobodys = failed(4, model="mobilenet")._replace(assigned_node=None)  # no node serves it
+    energy = summary_of(answered(), on_hailo, *nowhere, nobodys)["energy_j"]
+    assert energy["above_idle_per_task"] == pytest.approx((15 + 3 * (0.05 + 0.075 + 0.3)) / 5)
+    assert (energy["above_idle"], energy["by_node"]) == (15.0, {"coral1": 50.0, "hailo1": 60.0})
+
+
+def test_virtual_time_takes_the_own_noise_and_counts_what_was_drawn_only_once():
+    drawn = {"coral1": NodeEnergy(50.0, 0.4, 0.0), "hailo1": NodeEnergy(60.0, 0.0, 0.0)}  # 0.1 J of it by the unanswered task
+    late = given_up(1)._replace(service_noise=2.0)
+    energy = summary_of(answered(inference_s=0.1), late, cluster="simulated", energy=drawn)["energy_j"]
+    own_s = [0.1 * math.exp(SIGMA * noise - SIGMA**2 / 2) for noise in (0.0, 2.0)]
+    assert energy["above_idle_per_task"] == pytest.approx(3 * sum(own_s) / 2)
+    assert energy["above_idle"] == 0.4
+
+
+def test_energy_that_was_not_measured_stays_unknown_with_unanswered_tasks():
+    blind = {"coral1": NodeEnergy(None, None, 1.0), "hailo1": NodeEnergy(60.0, 5.0, 0.0)}
+    assert summary_of(answered(), failed(1), energy=blind)["energy_j"]["above_idle_per_task"] is None
 
 
 # Service times by hand, cv 0.2: σ² = ln 1.04. hailo1 answers resnet50 in 50 ms × exp(σz − σ²/2) + 20 ms overhead.

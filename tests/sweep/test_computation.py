@@ -94,6 +94,21 @@ def test_untrimmed_figures_and_scenario_are_those_of_a_single_run_with_the_same_
     assert row["scenario_sha256"] == summary["scenario_sha256"]
 
 
+def test_summary_and_cell_agree_on_energy_and_times_where_tasks_go_unanswered(tmp_path, monkeypatch):
+    monkeypatch.setattr(StopSignal, "install", lambda self: None)
+    (tmp_path / "overload.yaml").write_text("load: 4.0\nrequests: {drain_timeout_s: 0.5}\n")
+    options = ["--cluster", "simulated", "--config", str(tmp_path / "overload.yaml"), "--duration", "12", "--seed", "7"]
+    assert main([*options, "--scheduler", "fastest_node", "--quiet", "--output", str(tmp_path)]) == 0
+    summary = json.loads(next(tmp_path.glob("*/experiment_summary_*.json")).read_text())
+    row = result_of(cell(scheduler="fastest_node", load=4.0, requests={"drain_timeout_s": 0.5}))["row"]
+    dispatched = sum(summary["tasks"][outcome] for outcome in DISPATCHED)
+    assert summary["unanswered"] > 50 and summary["warnings"][0].startswith(f"{summary['unanswered']} of {dispatched} ")
+    assert summary["energy_j"]["above_idle_per_task"] == pytest.approx(row["untrimmed_above_idle_per_task_j"], rel=1e-12)
+    assert summary["energy_j"]["above_idle_per_task"] > 1.05 * summary["energy_j"]["above_idle"] / dispatched
+    assert summary["response_time_s"]["mean"] is summary["response_time_s"]["p99"] is None
+    assert summary["response_time_s"]["p50"] > 0
+
+
 def test_minutes_show_the_whole_run_and_average_to_its_compliance():
     one = cell(duration_s=130.0, load=0.2)
     result = result_of(one)
