@@ -220,7 +220,11 @@ def test_nodes_labels_and_images_are_those_of_the_manifests():
     assert {volume["hostPath"]["path"] for pod in pods for volume in pod["volumes"] if volume["name"] == "models"} == {
         "/opt/edge-models"
     }
-    assert "nvidia.com/gpu: 1" in (PROJECT_ROOT / "yaml" / "jetson_daemonset.yaml").read_text()
+    assert "--node-taint node.hardware=${node%[0-9]}:NoExecute" in TEXT
+    assert {tuple(each.items()) for pod in pods for each in pod["tolerations"]} == {
+        (("key", "node.hardware"), ("operator", "Exists"))
+    }
+    assert "nvidia.com/gpu:" in (PROJECT_ROOT / "yaml" / "jetson_daemonset.yaml").read_text()
 
 
 def test_limits_of_a_valid_run_are_those_of_the_program():

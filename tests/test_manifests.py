@@ -1,6 +1,7 @@
 """The manifests of yaml/: valid for Kubernetes, and agreeing with each other, with the servers and with `--discover`."""
 
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import kubernetes_validate
@@ -13,8 +14,9 @@ from utils import PROJECT_ROOT
 
 FOLDER = PROJECT_ROOT / "yaml"
 KINDS = ("coral", "jetson", "hailo")
-FILES = sorted(FOLDER.iterdir())
+FILES = sorted(FOLDER.glob("*.yaml"))
 KUBERNETES_VERSIONS = ("1.29", "1.32", "1.34", "1.37")
+AN_EARLIER_FORM = "an earlier form was applied to a control plane 1.36, without a kubelet"
 
 COMMON_VARIABLES = {
     *("NODE_NAME", "HOST", "PORT", "MODEL_DIR", "QUEUE_CAPACITY", "INFERENCE_TIMEOUT_S", "OPEN_TIMEOUT_S", "LOG_LEVEL"),
@@ -47,7 +49,7 @@ class Manifests:
         self.pod = self.template["spec"]
         (self.container,) = self.pod["containers"]
         self.security = {**self.pod.get("securityContext", {}), **self.container["securityContext"]}
-        self.variables = {each["name"]: each.get("value") for each in self.container["env"]}
+        self.variables = {each["name"]: each.get("value", "") for each in self.container["env"]}
 
     def host_paths(self):
         mounts = {mount["name"]: mount for mount in self.container["volumeMounts"]}
@@ -67,6 +69,7 @@ def documents_of(path):
 def test_folder_holds_the_files_that_the_documentation_names():
     expected = ["coral_daemonset.yaml", "hailo_daemonset.yaml", "jetson_daemonset.yaml", "network_policy.yaml"]
     assert [path.name for path in FILES] == expected
+    assert [path.name for path in sorted(FOLDER.iterdir())] == ["Kustomization", *expected]
 
 
 @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
@@ -102,6 +105,108 @@ def test_no_key_stands_twice_and_everything_names_its_namespace(path):
     assert {document["metadata"]["namespace"] for document in documents_of(path)} == {"default"} == {NAMESPACE}
 
 
+# A second `kubectl apply` says "unchanged": nothing stands here that the API server writes in another form, or leaves out.
+
+
+POINTERS_TO_FALSE = {
+    *("automountServiceAccountToken", "enableServiceLinks", "privileged", "allowPrivilegeEscalation"),
+}
+"""Fields that Kubernetes keeps when they are false; of all others it drops false, 0 and what is empty."""
+POINTERS_TO_ZERO = {"maxSurge", "maxUnavailable", "runAsUser", "runAsGroup"}
+ATOMIC_WITH_DEFAULTS = {"fieldRef": "apiVersion", "resourceFieldRef": "divisor", "roleRef": "apiGroup"}
+"""Mappings that are replaced as a whole: what they leave to a default differs at every apply."""
+KEYS_OF_LISTS = {
+    "ports": lambda port: (port["protocol"], port.get("containerPort") or port["port"]),
+    "env": lambda variable: variable["name"],
+    "volumes": lambda volume: volume["name"],
+    "volumeMounts": lambda mount: mount["mountPath"],
+    "containers": lambda container: container["name"],
+}
+"""By what the entries of a list are told apart; a protocol that is left out makes server-side apply count a port twice."""
+
+
+def canonical_quantity(text):
+    """A quantity as Kubernetes writes it: a whole number with the largest suffix that keeps it whole."""
+    ((number, suffix),) = re.findall(r"^([\d.]+)([A-Za-z]*)$", str(text))
+    binary = suffix.endswith("i")
+    suffixes = ["", "Ki", "Mi", "Gi", "Ti"] if binary else ["m", "", "k", "M", "G", "T"]
+    base = 1024 if binary else 1000
+    value = Fraction(number) * base ** suffixes.index(suffix)
+    fitting = [step for step in range(len(suffixes)) if value % base**step == 0]
+    return f"{value // base ** fitting[-1]}{suffixes[fitting[-1]]}"
+
+
+def not_kept(value, at="", key=""):
+    """Where an object would come back from the API server in another form, each with the reason."""
+    if value in (None, "", [], {}) or (value is False and key not in POINTERS_TO_FALSE):
+        yield f"{at}: {value!r} is dropped"
+    elif value == 0 and not isinstance(value, bool) and key not in POINTERS_TO_ZERO:
+        yield f"{at}: 0 is dropped"
+    elif isinstance(value, dict):
+        if key in ATOMIC_WITH_DEFAULTS and ATOMIC_WITH_DEFAULTS[key] not in value:
+            yield f"{at}: {ATOMIC_WITH_DEFAULTS[key]} is left to its default"
+        for name, each in value.items():
+            if key in ("limits", "requests") or name == "sizeLimit":
+                if each != canonical_quantity(each):
+                    yield f"{at}.{name}: {each!r} becomes {canonical_quantity(each)!r}"
+            else:
+                yield from not_kept(each, f"{at}.{name}", name)
+    elif isinstance(value, list):
+        if key in KEYS_OF_LISTS:
+            keys = [KEYS_OF_LISTS[key]({"protocol": None, **each}) for each in value]
+            if len(set(keys)) < len(keys) or (key == "ports" and any(protocol is None for protocol, _ in keys)):
+                yield f"{at}: entries cannot be told apart"
+        for index, each in enumerate(value):
+            if each != "" or key != "apiGroups":
+                yield from not_kept(each, f"{at}[{index}]")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_second_apply_finds_what_it_sent(path):
+    for document in documents_of(path):
+        assert list(not_kept(document)) == []
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("spec: {publishNotReadyAddresses: false}", "False is dropped"),
+        ("env: [{name: A, value: ''}]", "'' is dropped"),
+        ("spec: {minReadySeconds: 0}", "0 is dropped"),
+        ("valueFrom: {fieldRef: {fieldPath: spec.nodeName}}", "apiVersion is left to its default"),
+        ("limits: {nvidia.com/gpu: 1}", "1 becomes '1'"),
+        ("limits: {cpu: '0.5'}", "'0.5' becomes '500m'"),
+        ("limits: {cpu: 1000m}", "'1000m' becomes '1'"),
+        ("requests: {memory: 1024Mi}", "'1024Mi' becomes '1Gi'"),
+        ("requests: {memory: 1.5Gi}", "'1.5Gi' becomes '1536Mi'"),
+        ("emptyDir: {sizeLimit: 2048Ki}", "'2048Ki' becomes '2Mi'"),
+        ("ports: [{name: http, containerPort: 8080}]", "cannot be told apart"),
+        ("env: [{name: A, value: b}, {name: A, value: c}]", "cannot be told apart"),
+    ],
+)
+def test_walk_notices_what_the_api_server_changes(text, reason):
+    (found,) = not_kept(yaml.safe_load(text))
+    assert reason in found
+
+
+# Kustomize.
+
+
+def kustomized(folder):
+    """Resources that a folder's Kustomization names."""
+    content = yaml.safe_load((folder / "Kustomization").read_text())
+    assert (content.pop("apiVersion"), content.pop("kind")) == ("kustomize.config.k8s.io/v1beta1", "Kustomization")
+    resources = content.pop("resources")
+    assert content == {}
+    return resources
+
+
+def test_kustomization_holds_every_file_and_is_none_of_those_that_apply_sends():
+    """`kubectl apply -f` takes the files that end in yaml, yml or json, and the cluster knows no kind Kustomization."""
+    assert kustomized(FOLDER) == [path.name for path in FILES]
+    assert not [path for path in FOLDER.iterdir() if path.suffix and path not in FILES]
+
+
 # Names, labels, ports.
 
 
@@ -110,7 +215,8 @@ def test_file_holds_one_daemonset_and_one_headless_service_of_that_name(kind):
     one = Manifests(kind)
     assert (one.daemonset["kind"], one.service["kind"]) == ("DaemonSet", "Service")
     assert one.daemonset["metadata"]["name"] == one.service["metadata"]["name"] == f"{kind}-inference-server"
-    assert (one.service["spec"]["clusterIP"], one.service["spec"]["publishNotReadyAddresses"]) == ("None", False)
+    assert one.service["spec"]["clusterIP"] == "None"
+    assert "publishNotReadyAddresses" not in one.service["spec"]  # its default, false
 
 
 @every_kind
@@ -179,6 +285,13 @@ def test_pods_go_to_the_nodes_of_their_kind(kind):
 
 
 @every_kind
+def test_taint_that_keeps_others_off_is_the_label_and_is_tolerated_with_any_value_and_effect(kind):
+    one = Manifests(kind)
+    assert one.pod["tolerations"] == [{"key": "node.hardware", "operator": "Exists"}]
+    assert one.pod["tolerations"][0]["key"] in one.pod["nodeSelector"]
+
+
+@every_kind
 def test_old_pod_ends_before_the_new_one_starts(kind):
     strategy = Manifests(kind).daemonset["spec"]["updateStrategy"]
     assert strategy == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
@@ -209,8 +322,8 @@ def test_environment_holds_the_variables_of_the_server_and_no_others(kind):
     assert len(one.variables) == len(one.container["env"])
     assert one.variables.keys() == COMMON_VARIABLES | OWN_VARIABLES[kind]
     (name,) = (each for each in one.container["env"] if each["name"] == "NODE_NAME")
-    assert name["valueFrom"] == {"fieldRef": {"fieldPath": "spec.nodeName"}}
-    assert all(isinstance(value, str) for key, value in one.variables.items() if key != "NODE_NAME")
+    assert name["valueFrom"] == {"fieldRef": {"apiVersion": "v1", "fieldPath": "spec.nodeName"}}
+    assert all(isinstance(value, str) for value in one.variables.values())
 
 
 def test_variables_of_all_kinds_are_those_that_the_shared_server_documents():
@@ -314,7 +427,7 @@ def test_server_is_root_only_where_the_device_asks_for_it(kind, root):
 def test_jetson_gets_its_gpu_from_the_runtime_and_no_more_rights_than_that():
     one = Manifests("jetson")
     assert one.pod["runtimeClassName"] == "nvidia"
-    assert one.container["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert one.container["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert one.security["privileged"] is one.security["allowPrivilegeEscalation"] is False
     assert one.security["capabilities"] == {"drop": ["ALL"]}
     assert one.security["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -354,4 +467,5 @@ def test_commented_options_are_valid_when_they_are_taken(kind, name, type_, path
 
 def test_every_file_says_what_it_was_tested_on():
     for kind in KINDS:
-        assert "it has not run on a board yet" in Path(FOLDER / f"{kind}_daemonset.yaml").read_text()
+        text = Path(FOLDER / f"{kind}_daemonset.yaml").read_text()
+        assert "it has not run on a board yet" in text and AN_EARLIER_FORM in text

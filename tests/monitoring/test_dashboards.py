@@ -90,6 +90,8 @@ def kube_state_metrics(registry: CollectorRegistry) -> None:
         daemonsets.labels("default", "coral-inference-server").set(2)
     conditions = Gauge("kube_node_status_condition", "", ["node", "condition", "status"], registry=registry)
     conditions.labels("coral1", "Ready", "true").set(1)
+    node_labels = Gauge("kube_node_labels", "", ["node", "label_node_hardware"], registry=registry)
+    node_labels.labels("without-server", "jetson").set(1)
 
 
 def boards_servers(registry: CollectorRegistry) -> None:

@@ -22,7 +22,7 @@ ALERTS = rules_of("alerts.yaml")
 RECORDS = rules_of("recording.yaml")
 REQUIRED = {
     *("NodeDown", "PowerAgentSilent", "PowerOverBudget", "SloComplianceLow", "InferenceQueueFull", "PodsMissing", "PowerMissing"),
-    *("TemperatureHigh", "ClockSkew", "DiskNearlyFull"),
+    *("TemperatureHigh", "ClockSkew", "DiskNearlyFull", "InferenceServerMissing"),
 }
 
 
