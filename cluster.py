@@ -132,6 +132,10 @@ class Cluster(ABC):
         """Each time a node was out during the load: its name, from and until when, seconds since the start of the load."""
         return []
 
+    def warnings(self) -> list[str]:
+        """What a reader of the results must know of the nodes, one sentence each; asked for when the load has ended."""
+        return []
+
     def stop(self, failure: HarnessError | None = None) -> None:
         """Ask the run to stop, from any thread or signal handler; `failure` says why, where it is not a person's wish."""
         self.failure = self.failure or failure
@@ -241,17 +245,20 @@ class Cluster(ABC):
         outcome = verdict(request.task, now_s - request.task.arrival_time_s)
         self._end(request, outcome, now_s, queue_time_s, inference_time_s)
 
-    def _attempt_failed(self, state: NodeState, request: Request, error: str, retry: bool = True) -> None:
+    def _attempt_failed(self, state: NodeState, request: Request, error: str, still_computed: bool = False) -> None:
         """An attempt ended without an answer: place the task elsewhere, or end it. Hold the lock."""
-        state.gave_up(request)
+        if still_computed:
+            state.abandon(request, self.now_s())
+        else:
+            state.gave_up(request)
         request.error = error
-        self._retry_or_fail(state, request, retry)
+        self._retry_or_fail(state, request)
 
-    def _retry_or_fail(self, state: NodeState, request: Request, retry: bool) -> None:
+    def _retry_or_fail(self, state: NodeState, request: Request) -> None:
         task = request.task
         request.tried += (state.name,)
         in_time = self.now_s() < task.arrival_time_s + task.adapted_deadline_s
-        if retry and in_time and request.attempts < self._settings.requests.max_attempts and request in self._open:
+        if in_time and request.attempts < self._settings.requests.max_attempts and request in self._open:
             self._place(request)
         else:
             self._end(request, Outcome.FAILED)
@@ -262,7 +269,7 @@ class Cluster(ABC):
         self._serving.clear()
         for request in state.take_all_waiting():
             request.error = f"{state.name} is out: {reason}"
-            self._retry_or_fail(state, request, retry=True)
+            self._retry_or_fail(state, request)
 
     def _end(
         self,

@@ -6,7 +6,6 @@ Edit WORKERS to name the pods of your cluster: `kubectl get pods -o wide` shows 
 
 import gc
 import logging
-import math
 import sys
 import threading
 import time
@@ -18,9 +17,22 @@ from urllib3.exceptions import HTTPError
 from urllib3.util import Url, parse_url
 
 from cluster import Cluster
-from node_client import Answer, Health, NodeClient, NodeFault, NodeFull, NodeUnreachable, RequestRefused, wrong_node
+from node_client import (
+    Answer,
+    Health,
+    ModelAbsent,
+    NodeClient,
+    NodeFault,
+    NodeFull,
+    NodeTimeout,
+    NodeUnreachable,
+    RequestRefused,
+    wrong_node,
+)
+from node_health import NodeHealth
 from node_queue import NodeState, Request
 from performance_profile import PerformanceProfile
+from run_figures import outages
 from scheduler import BaseScheduler
 from settings import Settings
 from task import Decision, PowerSample, TaskResult
@@ -37,7 +49,6 @@ WORKERS = {
 
 logger = logging.getLogger(__name__)
 
-_FAULTS_UNTIL_OUT = 3
 _EARLY_S = 0.3e-3
 _SWITCH_INTERVAL_S = 1e-4
 _LONGEST_SLEEP_S = 0.1
@@ -144,9 +155,12 @@ class HttpCluster(WallClockCluster):
         self._lock = lock
         self._work = {name: threading.Condition(lock) for name in workers}
         self._binary = dict.fromkeys(workers, False)
-        self._faults_in_a_row = dict.fromkeys(workers, 0)
-        self._down_since: dict[str, float] = {}
-        self._down: list[tuple[str, float, float]] = []
+        self._health = {name: NodeHealth(settings.requests.health_interval_s) for name in workers}
+        self._changed = {name: threading.Event() for name in workers}
+        self._load_end_s: float | None = None
+        self._out_for = dict.fromkeys(workers, "no answer")
+        self._served_by: dict[str, set[str]] = {}
+        self._ever_withheld: dict[tuple[str, str], str] = {}
         self._closing = threading.Event()
         self._first_checks = threading.Semaphore(0)
         self._threads: list[threading.Thread] = []
@@ -187,19 +201,14 @@ class HttpCluster(WallClockCluster):
             raise HarnessError("no node is up: " + "; ".join(f"{name}: {why}" for name, why in self.unreachable_at_start.items()))
         return self
 
-    def start_load(self) -> None:
-        """Set the load's clock to zero."""
-        with self._lock:
-            super().start_load()
-            self._down.clear()
-            self._down_since = {node.name: 0.0 for node in self.nodes if not node.up}
-
     def __exit__(self, *exc: object) -> None:
         """Break off what is still on its way, stop the threads and wait for them."""
         with self._lock:
             self._closing.set()
             for work in self._work.values():
                 work.notify_all()
+        for changed in self._changed.values():
+            changed.set()
         for client in self._clients:
             client.abort()
         give_up_s = time.monotonic() + 2 * self._settings.requests.connect_timeout_s
@@ -216,11 +225,30 @@ class HttpCluster(WallClockCluster):
             time.sleep(_DRAIN_CHECK_S)
         with self._lock:
             self._end_all_open()
+            self._load_end_s = self.clock()
+            for node in self.nodes:
+                node.count_unanswered(self.now_s())
 
     def down_periods(self) -> list[tuple[str, float, float]]:
-        """Each time a node was out during the load: its name, from and until when, seconds since the start of the load."""
+        """Each time a node was out during the load: its name, from and until when, seconds since the start of the load.
+
+        From its last good answer on, whenever the outage was noticed.
+        """
         with self._lock:
-            return self._down + [(name, since_s, self.now_s()) for name, since_s in self._down_since.items()]
+            end_s = self._load_end_s or self.clock()
+            return [(name, *period) for name, health in self._health.items() for period in health.outages(self._start_s, end_s)]
+
+    def warnings(self) -> list[str]:
+        """What a reader of the results must know of the nodes, in one sentence each."""
+        lines = [
+            f"{name} was out {outage['count']} times, {outage['down_s']:.1f} s in all; the last reason: {self._out_for[name]}"
+            for name, outage in outages(self.down_periods()).items()
+        ]
+        lines += [
+            f"{name} refused {model}, which other nodes served, and was not offered it until a probe was good: {reason}"
+            for (name, model), reason in self._ever_withheld.items()
+        ]
+        return lines
 
     def _work_arrived(self, node: NodeState) -> None:
         self._work[node.name].notify()
@@ -260,55 +288,138 @@ class HttpCluster(WallClockCluster):
                 self._failed(node, request, error)
             return
         with self._lock:
-            self._faults_in_a_row[node.name] = 0
+            self._served(node, request.task.model_name)
             self._answered(node, request, completion_s, answer.queue_time_s, answer.inference_time_s)
 
+    def _served(self, node: NodeState, model: str, probe: bool = False) -> None:
+        """A good inference came. Hold the lock."""
+        self._served_by.setdefault(model, set()).add(node.name)
+        self._clear(node, model, probe)
+
+    def _clear(self, node: NodeState, model: str, probe: bool) -> None:
+        """Nothing speaks against the node and this model there any more. Hold the lock."""
+        health = self._health[node.name]
+        was_withheld = model in health.withheld
+        health.served(model, self.clock(), probe)
+        if was_withheld and node.up:
+            self._came_up(node, node.view.models | {model})
+
     def _failed(self, node: NodeState, request: Request, error: Exception) -> None:
-        self._faults_in_a_row[node.name] = self._faults_in_a_row[node.name] + 1 if isinstance(error, NodeFault) else 0
-        faulty = self._faults_in_a_row[node.name] >= _FAULTS_UNTIL_OUT
-        self._attempt_failed(node, request, f"{node.name}: {error}", retry=not isinstance(error, RequestRefused))
-        if isinstance(error, NodeUnreachable) or faulty:
+        has_to_go_out = self._blame(node, request.task.model_name, error)
+        still_computed = isinstance(error, NodeTimeout) and request in self._open
+        self._attempt_failed(node, request, f"{node.name}: {error}", still_computed)
+        if has_to_go_out:
             self._take_out(node, str(error))
+            self._changed[node.name].set()  # the health thread now waits otherwise
+
+    def _served_elsewhere(self, node: NodeState, model: str) -> bool:
+        """Whether the last word of another node on this model was a good inference."""
+        return bool(self._served_by.get(model, set()) - {node.name})
+
+    def _blame(self, node: NodeState, model: str, error: Exception) -> bool:
+        """Count a failed inference against the node or the model there; whether the node has to go out. Hold the lock."""
+        health = self._health[node.name]
+        if isinstance(error, NodeUnreachable):
+            health.lost()
+            return True
+        lacks_model = isinstance(error, ModelAbsent)
+        if isinstance(error, NodeFull) and not lacks_model:
+            return False
+        self._served_by.get(model, set()).discard(node.name)
+        own_fault, elsewhere = isinstance(error, NodeFault), self._served_elsewhere(node, model)
+        if health.refused(model, self.clock(), own_fault, lacks_model, elsewhere):
+            return True
+        if model in health.withheld and model in node.view.models:
+            if (node.name, model) not in self._ever_withheld:
+                logger.warning("%s is not offered %s for now: %s", node.name, model, error)
+            self._ever_withheld[node.name, model] = str(error)
+            self._came_up(node, node.view.models - {model})
+        return node.up and not node.offers
 
     def _take_out(self, node: NodeState, reason: str) -> None:
         if self._closing.is_set():
             return  # we broke the connection off ourselves: that says nothing of the node
-        if node.up:
-            logger.warning("%s is out: %s", node.name, reason)
-            self._down_since[node.name] = self.now_s()
+        health = self._health[node.name]
+        self._out_for[node.name] = reason
+        if health.went_out(self.clock(), offers_nothing=node.up and not node.offers) and _is_said(health.outage_count):
+            again = f" (outage {health.outage_count})" if health.outage_count > 1 else ""
+            logger.warning("%s is out%s: %s", node.name, again, reason)
         super()._take_out(node, reason)
 
-    def _bring_in(self, node: NodeState, health: Health, asked_s: float) -> None:
-        if self._down_since.get(node.name, -math.inf) > asked_s:
-            return  # the node went out after it was asked
-        self._binary[node.name] = health.binary
-        was_up = node.up
-        self._came_up(node, health.models)
-        if not was_up:
-            self._faults_in_a_row[node.name] = 0
-            since_s = self._down_since.pop(node.name, None)
-            if since_s is not None:
-                self._down.append((node.name, since_s, self.now_s()))
-                logger.warning("%s is back", node.name)
+    def _bring_in(self, node: NodeState, said: Health) -> None:
+        """The node is up and says what it serves. Hold the lock."""
+        health = self._health[node.name]
+        self._binary[node.name] = said.binary
+        self._came_up(node, said.models - health.withheld)
+        if health.came_back(self.clock()) and _is_said(health.outage_count):
+            logger.warning("%s is back", node.name)
 
     def _watch(self, node: NodeState, client: NodeClient) -> None:
-        """Life of a health thread: ask `/health` at every interval, and believe it."""
+        """Life of a health thread: ask `/health` at every interval, believe it, and probe what was answered badly."""
+        health, changed = self._health[node.name], self._changed[node.name]
         first = True
         while not self._closing.is_set():
-            asked_s = self.now_s()
             try:
-                health = client.health()
-                if problem := wrong_node(node.name, health, self._profile):
-                    raise NodeUnreachable(problem)
-                with self._lock:
-                    self._bring_in(node, health, asked_s)
+                self._ask(node, client)
             except NodeUnreachable as error:
                 with self._lock:
                     if first:
                         self.unreachable_at_start[node.name] = str(error)
                     self._take_out(node, str(error))
+                    health.try_failed(self.clock())
             if first:
                 self._first_checks.release()
                 first = False
-            self._closing.wait(self._settings.requests.health_interval_s)
+            while changed.wait(health.pause_s(self.clock())) and not self._closing.is_set():
+                changed.clear()
         client.close()
+
+    def _ask(self, node: NodeState, client: NodeClient) -> None:
+        """Ask `/health`, and for an inference where that alone is not enough.
+
+        Raises:
+            NodeUnreachable: there was no good answer of `/health`, or none at all to a probe.
+        """
+        health = self._health[node.name]
+        asked_s = self.clock()
+        said = client.health()
+        if problem := wrong_node(node.name, said, self._profile):
+            raise NodeUnreachable(problem)
+        service_time_s = self._profile.service_time_s(node.name)
+        models = sorted(said.models & service_time_s.keys(), key=lambda model: service_time_s[model])
+        with self._lock:
+            if health.went_out_after(asked_s):
+                return
+            if not health.distrusted or not models:
+                self._bring_in(node, said)
+        while (model := health.probe_of(models, self.clock())) is not None and not self._closing.is_set():
+            if not self._probe(node, client, said, model):
+                return
+
+    def _probe(self, node: NodeState, client: NodeClient, said: Health, model: str) -> bool:
+        """Ask for an inference of no task; whether its answer was good."""
+        try:
+            client.connect()
+            sent_s = self.clock()
+            answer = client.infer(model, 0.0, said.binary)
+            _require_plausible(answer, self.clock() - sent_s)
+        except (NodeFault, NodeFull, RequestRefused) as error:
+            logger.debug("probe of %s: %s", node.name, error)
+            with self._lock:
+                if not isinstance(error, RequestRefused | ModelAbsent) or self._served_elsewhere(node, model):
+                    self._health[node.name].try_failed(self.clock(), probed=model)
+                    return False
+                self._clear(node, model, probe=True)  # no other node says otherwise: the fault is not the node's
+        else:
+            with self._lock:
+                node.probed(self.now_s(), answer.inference_time_s)
+                self._served(node, model, probe=True)
+        with self._lock:
+            if not node.up:
+                self._bring_in(node, said)
+        return True
+
+
+def _is_said(count: int) -> bool:
+    """Whether the so-many-th outage of a node is worth a line: each time that they have doubled."""
+    return count & (count - 1) == 0

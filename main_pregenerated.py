@@ -228,7 +228,7 @@ class Run(Generic[AnyCluster]):
             scheduler=self._settings.scheduler,
             settings=self._settings,
             scenario_sha256=scenario_sha256(self._settings, self._scenario.trace),
-            warnings=[*self.warnings, *added.pop("warnings", ())],
+            warnings=[*self.warnings, *added.pop("warnings", ()), *self.cluster.warnings()],
             **added,
         )
         summary = self._collector.summarise(facts)

@@ -28,8 +28,16 @@ class NodeUnreachable(Exception):
     """No connection, no answer in time, or a broken one."""
 
 
+class NodeTimeout(NodeUnreachable):
+    """The request was sent and its time is over: the node may still be computing."""
+
+
 class NodeFull(Exception):
     """The node cannot take the request now (408, 429, 503), or does not have the model (404); another may."""
+
+
+class ModelAbsent(NodeFull):
+    """The node says that it does not have the model (404)."""
 
 
 class NodeFault(Exception):
@@ -37,7 +45,7 @@ class NodeFault(Exception):
 
 
 class RequestRefused(Exception):
-    """The node says that the request is wrong; no other node would say otherwise."""
+    """The node says that the request is wrong; where other nodes do not say so, the fault is the node's."""
 
 
 class Answer(NamedTuple):
@@ -121,7 +129,9 @@ class NodeClient:
                 raise NodeFault(f"answer holds a duration that is none: {content[:80]!r}")
             return answer
         text = f"HTTP {status}: {content[:200].decode(errors='replace')}"
-        if status in (404, 408, 429, 503):
+        if status == 404:
+            raise ModelAbsent(text)
+        if status in (408, 429, 503):
             raise NodeFull(text)
         if 400 <= status < 500:
             raise RequestRefused(text)
@@ -180,7 +190,7 @@ class NodeClient:
         except (HTTPException, OSError) as error:
             self.close()
             if isinstance(error, TimeoutError) or time.monotonic() > self._expires_s:
-                raise NodeUnreachable(f"no answer within {timeout_s:g} s") from error
+                raise NodeTimeout(f"no answer within {timeout_s:g} s") from error
             raise NodeUnreachable(_cause(error)) from error
         finally:
             self._expires_s = math.inf

@@ -74,6 +74,9 @@ class NodeState:
         busy_window_s: time constant of the busy fraction, seconds.
 
     Attributes:
+        untold_busy_s: accelerator time of no answered task, seconds: of probes, and of requests that were abandoned, for which
+            the profile's mean stands.
+        abandoned: how many requests were abandoned while the accelerator was expected to be busy with them.
         backlog_s: mean service of all that waits ahead of a new task, seconds; 0 in a queue by deadlines, where that depends.
     """
 
@@ -96,6 +99,8 @@ class NodeState:
         self._by_deadline = discipline == "edf"
         self._busy_window_s = busy_window_s
         self._busy = (0.0, 0.0)
+        self.untold_busy_s = 0.0
+        self.abandoned = 0
         self._sequence = count()
         self._waiting: list[_Waiting] = []
         self.backlog_s = 0.0
@@ -171,6 +176,39 @@ class NodeState:
         """A request ended without an answer: its connection is free."""
         del self._in_flight[request]
         self._tail = None
+
+    def abandon(self, request: Request, now_s: float) -> None:
+        """A request was given up whose answer is still to come: its connection is free, its accelerator is not.
+
+        A server goes on with an inference that has begun. One that still waits there is withdrawn with its connection.
+        """
+        service_s = self._service_time_s[request.task.model_name]
+        start_s = max(self._in_flight[request] + self._half_overhead_s, self._accelerator_free_s)
+        self.gave_up(request)
+        if start_s <= now_s:
+            self._accelerator_free_s = start_s + service_s
+            self._was_busy(now_s, service_s)
+            self.untold_busy_s += service_s
+            self.abandoned += 1
+
+    def count_unanswered(self, now_s: float) -> None:
+        """The run is over: what the accelerator has spent until now on requests that are not answered."""
+        free_s = self._accelerator_free_s
+        for request, sent_s in self._in_flight.items():
+            start_s = max(sent_s + self._half_overhead_s, free_s)
+            if start_s > now_s:
+                return
+            free_s = start_s + self._service_time_s[request.task.model_name]
+            self.untold_busy_s += min(free_s, now_s) - start_s
+            self.abandoned += 1
+
+    def probed(self, now_s: float, inference_time_s: float) -> None:
+        """An inference that belongs to no task was answered."""
+        self._was_busy(now_s, inference_time_s)
+        self.untold_busy_s += inference_time_s
+
+    def _was_busy(self, now_s: float, inference_time_s: float) -> None:
+        self._busy = (self.busy_fraction(now_s) + inference_time_s / self._busy_window_s, now_s)
 
     def busy_fraction(self, now_s: float) -> float:
         """Seconds of inference answered per second, weighted exponentially in time; may exceed 1 briefly."""

@@ -136,6 +136,52 @@ def test_request_that_was_given_up_is_not_waited_for():
     assert state.queue_depth == 0
 
 
+def test_accelerator_goes_on_with_a_request_that_was_abandoned():
+    state = node_state(connections=1)
+    state.put(request(model="vgg16"))
+    state.abandon(state.take(0.0), 0.05)  # its inference lasts until 0.31
+    assert state.queue_depth == 0
+    assert predicted_s(state, now_s=0.05) == pytest.approx(0.31 + 0.1 + 0.01 - 0.05)
+    assert predicted_s(state, now_s=0.3) == pytest.approx(0.31 + 0.1 + 0.01 - 0.3)  # its transfer is hidden
+    assert predicted_s(state, now_s=0.4) == pytest.approx(0.12)
+    assert state.busy_fraction(0.05) == pytest.approx(0.3 / 5.0)
+    assert (state.untold_busy_s, state.abandoned) == (0.3, 1)
+
+
+def test_request_behind_an_abandoned_one_waits_for_it_and_an_answer_says_that_it_is_over():
+    state = node_state(connections=2)
+    lost, second = request(model="vgg16"), request(task_id=1)
+    for sent in (lost, second):
+        state.put(sent)
+        state.take(0.0)
+    state.abandon(lost, 0.2)
+    assert predicted_s(state, now_s=0.2) == pytest.approx(0.31 + 0.1 + 0.1 + 0.01 - 0.2)
+    state.answered(second, 0.25, 0.1)
+    assert predicted_s(state, now_s=0.25) == pytest.approx(0.12)
+
+
+def test_abandoned_request_that_still_waited_at_the_server_is_withdrawn_there():
+    state = node_state(connections=2)
+    sent = [request(model="vgg16"), request(task_id=1)]
+    for one in sent:
+        state.put(one)
+        state.take(0.0)
+    for one in sent:
+        state.abandon(one, 0.2)
+    assert predicted_s(state, now_s=0.2) == pytest.approx(0.31 + 0.1 + 0.01 - 0.2)
+    assert (state.untold_busy_s, state.abandoned) == (0.3, 1)
+
+
+def test_what_is_not_answered_at_the_end_counts_as_far_as_it_got():
+    state = node_state(connections=2)
+    for task_id in range(2):
+        state.put(request(task_id=task_id, model="vgg16"))
+        state.take(0.0)
+    state.count_unanswered(0.41)  # the first until 0.31, the second since then
+    assert state.untold_busy_s == pytest.approx(0.4)
+    assert state.abandoned == 2
+
+
 def test_prediction_counts_from_the_arrival_and_margin_only_on_what_is_to_come():
     state = node_state()
     view = state.fill(make_task(arrival_s=1.0), 1.5, 0.1)

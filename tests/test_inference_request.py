@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
+import node_health
 from inference_request import WORKERS, HttpCluster, placeholders, require_worker_urls
 from node_client import IMAGE, NodeClient, NodeFault, NodeFull, NodeUnreachable, RequestRefused
 from task import Decision, Outcome, TaskResult
@@ -178,6 +179,7 @@ def test_task_fails_when_every_node_is_full():
     assert result.error.startswith("hailo1: HTTP 503") and "2 requests are waiting" in result.error
 
 
+@pytest.mark.usefixtures("no_probe")
 def test_three_errors_in_a_row_take_a_node_out_and_each_task_is_tried_elsewhere():
     with harness(Node(Reply(500, {"detail": "inference failed"})), Node()) as one:
         for expected in (["coral1", "hailo1"], ["coral1", "hailo1"], ["hailo1"], ["hailo1"]):
@@ -221,13 +223,143 @@ def test_answer_that_is_not_as_agreed_counts_as_an_error_of_the_node(content):
     assert (result.outcome, result.assigned_node, result.attempts) == (Outcome.ON_TIME, "hailo1", 2)
 
 
-def test_refused_request_fails_without_another_attempt():
-    with harness(Node(Reply(400, {"detail": "input: expected 150528 bytes"})), Node()) as one:
-        result = one.send()
+@pytest.fixture
+def no_probe(monkeypatch):
+    """A node that is out stays so for the test's time."""
+    monkeypatch.setattr(node_health, "FIRST_PAUSE_S", 600.0)
+    monkeypatch.setattr(node_health, "LONGEST_PAUSE_S", 600.0)
+    monkeypatch.setattr(node_health, "LONGEST_PROBE_PAUSE_S", 600.0)
+
+
+REFUSED = Reply(400, {"detail": "input: expected 150528 bytes"})
+ABSENT = Reply(404, {"detail": "unknown model"})
+
+
+def by_model(**replies):
+    """What a node says to each model; `OK` where nothing else is given."""
+    return lambda asked: healthy() if asked.path == "/health" else replies.get(asked.path.rpartition("=")[2], OK)
+
+
+@pytest.mark.usefixtures("no_probe")
+@pytest.mark.parametrize("refusal", [REFUSED, Reply(413), Reply(500)])
+def test_node_whose_refusals_no_other_shares_goes_out_and_each_task_is_tried_elsewhere(refusal):
+    with harness(Node(refusal), Node(), health_interval_s=3600.0) as one:
+        results = [one.send() for _ in range(6)]
+        assert one.up() == ["hailo1"]
+        assert len(one.inferences("coral1")) == 3
+    assert {(r.outcome, r.assigned_node) for r in results} == {(Outcome.ON_TIME, "hailo1")}
+    assert [r.attempts for r in results] == [2, 2, 2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("refusal", [REFUSED, ABSENT])
+def test_request_that_all_nodes_refuse_takes_none_out(refusal):
+    with harness(Node(refusal), Node(refusal)) as one:
+        results = [one.send() for _ in range(8)]
         assert one.up() == ["coral1", "hailo1"]
-        assert one.inferences("hailo1") == []
-    assert (result.outcome, result.attempts) == (Outcome.FAILED, 1)
-    assert result.error.startswith("coral1: HTTP 400") and "expected 150528 bytes" in result.error
+        assert one.cluster.down_periods() == [] == one.cluster.warnings()
+    assert {(r.outcome, r.attempts) for r in results} == {(Outcome.FAILED, 2)}
+    assert all(r.error.startswith(f"hailo1: HTTP {refusal.status}") for r in results)
+
+
+def test_refusal_of_the_only_node_is_its_last_word_and_it_stays():
+    with harness(Node(REFUSED)) as one:
+        results = [one.send() for _ in range(4)]
+        assert one.up() == ["coral1"]
+    assert {(r.outcome, r.attempts) for r in results} == {(Outcome.FAILED, 1)}
+    assert results[0].error.startswith("coral1: HTTP 400") and "expected 150528 bytes" in results[0].error
+
+
+@pytest.mark.usefixtures("no_probe")
+@pytest.mark.parametrize("refusal", [REFUSED, ABSENT, Reply(500), Reply(content={"queue_time": 0.1})])
+def test_model_that_one_node_alone_answers_badly_is_withheld_from_it_and_the_others_are_not(refusal, caplog):
+    scripts = (by_model(resnet50=refusal), Node())
+    with harness(*scripts, health_interval_s=3600.0) as one:
+        for _ in range(5):
+            assert one.send(model="resnet50").assigned_node == "hailo1"
+            assert one.send(model="vgg16").assigned_node == "coral1"
+        refused = [asked.path for asked in one.inferences("coral1") if "resnet50" in asked.path]
+        assert len(refused) == 3 and one.up() == ["coral1", "hailo1"]
+        assert one.cluster.nodes[0].offers == {"vgg16"}
+        (warning,) = one.cluster.warnings()
+    assert warning.startswith("coral1 refused resnet50, which other nodes served")
+    assert sum("coral1 is not offered resnet50" in message for message in caplog.messages) == 1
+
+
+def test_withheld_model_is_offered_again_after_a_good_probe():
+    with harness(by_model(resnet50=ABSENT), Node(), health_interval_s=0.02) as one:
+        for _ in range(3):
+            one.send()
+        assert one.cluster.nodes[0].offers == {"vgg16"}
+        one.servers["coral1"].reply = Node()
+        assert eventually(lambda: one.cluster.nodes[0].offers == set(MODELS))
+        assert one.send().assigned_node == "coral1"
+
+
+@pytest.mark.usefixtures("no_probe")
+def test_node_that_lacks_every_model_it_lists_is_out():
+    with harness(Node(ABSENT), Node(), health_interval_s=3600.0) as one:
+        for model in MODELS:
+            for _ in range(3):
+                assert one.send(model=model).assigned_node == "hailo1"
+        assert one.up() == ["hailo1"]
+
+
+def test_node_out_by_bad_answers_comes_back_by_a_good_probe_and_not_by_health_alone():
+    with harness(Node(Reply(500)), Node(), health_interval_s=0.01) as one:
+        for _ in range(3):
+            one.send()
+        assert one.up() == ["hailo1"]
+        probes_before = len(one.inferences("coral1"))
+        assert eventually(lambda: len(one.inferences("coral1")) >= probes_before + 4)  # health is good all the time
+        assert one.up() == ["hailo1"]
+        served = {asked.path.rpartition("=")[2] for asked in one.inferences("coral1")[probes_before:]}
+        assert served == set(MODELS)  # another model may do, one after another
+        one.servers["coral1"].reply = Node()
+        assert eventually(lambda: one.up() == ["coral1", "hailo1"])
+        assert eventually(lambda: one.cluster.nodes[0].offers == set(MODELS))
+        assert one.send().assigned_node == "coral1"
+        assert len(one.results) == 4 == len({result.task.task_id for result in one.results})  # a probe is no task
+        assert one.cluster.nodes[0].untold_busy_s >= ANSWER["inference_time"]
+
+
+def test_node_that_answers_probes_alone_is_asked_ever_less_often():
+    """Every probe is good, every task is not: it goes out again each time, and the pauses grow."""
+    tasks = threading.Event()
+
+    def script(asked):
+        if asked.path == "/health":
+            return healthy()
+        return Reply(500) if tasks.is_set() else OK
+
+    with harness(script, Node(), health_interval_s=0.01) as one:
+        pauses_s = []
+        for _ in range(4):
+            tasks.set()
+            while "coral1" in one.up():
+                one.send()
+            tasks.clear()
+            with one.cluster.lock:
+                pauses_s.append(one.cluster._health["coral1"].pause_s(one.cluster.clock()))
+            assert eventually(lambda: "coral1" in one.up())
+    assert pauses_s == pytest.approx([0.01, 0.02, 0.04, 0.08])
+
+
+def test_outages_of_a_sick_node_are_told_in_few_lines(caplog):
+    with harness(Node(Reply(reset=True)), Node(), health_interval_s=0.001, connect_timeout_s=5.0) as one:
+        for _ in range(2):  # comes back by health alone: a broken connection may be anybody's
+            assert eventually(lambda: "coral1" in one.up())
+            one.send()
+        count = len(one.cluster.down_periods())
+        assert count == 2
+        (line,) = one.cluster.warnings()
+        assert line.startswith("coral1 was out 2 times, ")
+        for number in range(60):
+            with one.cluster.lock:
+                one.cluster._take_out(one.cluster.nodes[1], f"reason {number}")
+            assert eventually(lambda: "hailo1" in one.up())
+    told = [message for message in caplog.messages if message.startswith("hailo1 is out")]
+    assert len(told) == 6  # outages 1, 2, 4, 8, 16, 32
+    assert told[-1] == "hailo1 is out (outage 32): reason 31"
 
 
 def test_model_that_the_node_does_not_have_after_all_is_tried_elsewhere():
@@ -237,6 +369,7 @@ def test_model_that_the_node_does_not_have_after_all_is_tried_elsewhere():
     assert (result.outcome, result.assigned_node, result.attempts) == (Outcome.ON_TIME, "hailo1", 2)
 
 
+@pytest.mark.usefixtures("no_probe")
 @pytest.mark.parametrize(
     "broken",
     [
@@ -258,6 +391,7 @@ def test_broken_connection_takes_the_node_out_and_the_task_is_tried_elsewhere(br
         assert one.send().attempts == 1
 
 
+@pytest.mark.usefixtures("no_probe")
 def test_node_that_does_not_answer_in_time_is_out():
     never = threading.Event()
     with harness(Node(Reply(after=never)), Node(), request_timeout_s=0.1) as one:
@@ -297,7 +431,7 @@ def test_node_that_is_still_down_is_down_until_now():
     with harness(Node(Reply(reset=True)), Node()) as one:
         one.send()
         ((name, since_s, until_s),) = one.cluster.down_periods()
-        assert name == "coral1" and 0.0 < since_s <= until_s <= one.cluster.now_s()
+        assert name == "coral1" and since_s == 0.0 < until_s <= one.cluster.now_s()  # its last answer came before the load
 
 
 def test_health_that_says_503_takes_the_node_out_and_its_waiting_tasks_elsewhere():
