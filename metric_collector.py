@@ -4,7 +4,7 @@ import itertools
 import math
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from run_figures import (
     times_of_all,
     unanswered_warning,
     versions,
+    with_finite_numbers,
 )
 from settings import Settings
 from task import DISPATCHED, Decision, Outcome, TaskResult
@@ -226,6 +227,7 @@ class MetricCollector:
         """Figures of all tasks that have ended."""
         return self._log.figures()
 
+    @np.errstate(over="ignore", invalid="ignore")  # what is not finite for that becomes null, with a reason
     def summarise(self, facts: RunFacts) -> dict[str, Any]:
         """The summary of the run, ready to be written as JSON; its keys are explained in the README."""
         figures = self._log.figures()
@@ -242,7 +244,7 @@ class MetricCollector:
         utilisation = {node: busy_s[node] / facts.window_s if facts.window_s > 0 else 0.0 for node in self._node_names}
         by_class = {name: (dispatched.in_class(name), on_time.in_class(name)) for name in self._settings.slo_classes}
         skipped = len(figures.of(Outcome.SKIPPED))
-        return {
+        summary = {
             "experiment_id": facts.experiment_id,
             "started_at": facts.started_at,
             "finished_at": facts.finished_at,
@@ -286,6 +288,7 @@ class MetricCollector:
             "by_minute": self._by_minute(figures),
             "versions": versions(),
         }
+        return with_finite_numbers(summary)
 
     def _delivered(self, result: TaskResult) -> bool | None:
         """Whether the device was still in the cell when its answer came; None for a task that was not dispatched to its end."""
@@ -332,22 +335,22 @@ class MetricCollector:
             tasks: dispatched tasks.
             estimate: take the profile's mean instead of each task's own service noise.
         """
-        energy_j = sum(self._energy_j(node, tasks.on_node(node), estimate) for node in self._node_names)
+        energy_j = sum(each for node in self._node_names for each in self._energies_j(node, tasks.on_node(node), estimate))
         nowhere = tasks.on_node(None)
         for model in self._settings.models if len(nowhere) else ():
             serving = [node for node in self._node_names if self._serves(node, model)]
             of_model = nowhere.of_model(model)
-            energy_j += sum(self._energy_j(node, of_model, estimate) for node in serving) / max(1, len(serving))
+            energy_j += sum(each for node in serving for each in self._energies_j(node, of_model, estimate)) / max(
+                1, len(serving)
+            )
         return energy_j
 
-    def _energy_j(self, node: str, tasks: TaskFigures, estimate: bool) -> float:
-        """Energy above idle that `tasks` take on a node, joules."""
+    def _energies_j(self, node: str, tasks: TaskFigures, estimate: bool) -> Iterator[float]:
+        """Energy above idle that the tasks of each model take on a node, joules."""
         figures = self._profile.nodes[node]
-        energy_j = 0.0
         for model in (model for model in self._settings.models if self._serves(node, model)):
             service_s = self._service_time_s(node, model, tasks.of_model(model)["service_noise"], estimate)
-            energy_j += (figures.busy_w - figures.idle_w) * float(service_s.sum())
-        return energy_j
+            yield (figures.busy_w - figures.idle_w) * float(service_s.sum())
 
     def _not_drawn_j(self, facts: RunFacts, dispatched: TaskFigures) -> float:
         """What the tasks without an answer would have taken beyond what was drawn, joules above idle.

@@ -87,7 +87,8 @@ def jain_index(shares: Sequence[float]) -> float | None:
     Source: Jain, Chiu and Hawe, DEC Research Report TR-301, 1984.
     """
     squares = sum(share * share for share in shares)
-    return sum(shares) ** 2 / (len(shares) * squares) if squares > 0 else None
+    total = sum(shares)
+    return total * total / (len(shares) * squares) if squares > 0 else None
 
 
 def energy_summary(energy: Mapping[str, NodeEnergy], dispatched: int, on_time: int, not_drawn_j: float = 0.0) -> dict[str, Any]:
@@ -216,6 +217,34 @@ def energy_invalid_reasons(energy: Mapping[str, NodeEnergy]) -> list[str]:
                 f"{name}: {node.uncovered:.0%} of the window was not measured, or is further than two polls from a power sample"
             )
     return reasons
+
+
+def with_finite_numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The summary with null in place of every number that is not finite, at any depth, and a reason for each.
+
+    A meter or a server can say what makes a sum infinite; that is no reason to lose all other figures. A reason that concerns
+    energy makes the energy invalid, another one is a warning.
+    """
+    found: dict[str, float] = {}
+    finite: dict[str, Any] = _with_finite_numbers(summary, "", found)
+    for name, value in found.items():
+        of_energy = name.startswith(("energy_j.", "idle_w."))
+        finite["energy_valid"] = finite["energy_valid"] and not of_energy
+        finite["energy_invalid_reasons" if of_energy else "warnings"].append(
+            f"{name} is null: it came to {value}, which is no number"
+        )
+    return finite
+
+
+def _with_finite_numbers(content: Any, name: str, found: dict[str, float]) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _with_finite_numbers(each, f"{name}.{key}" if name else key, found) for key, each in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_with_finite_numbers(each, name, found) for each in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        found[name] = content
+        return None
+    return content
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from reporting.style import drawn
-from reporting.tables import Table, shown, text_of
+from reporting.tables import Table, kind_of, shown, text_of
 from utils import write_failure
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -54,7 +54,9 @@ class Page:
     def table(self, name: str, title: str, frame: pd.DataFrame, group: str) -> None:
         """Keep a table and write its CSV file; one without rows is left out."""
         if len(frame) and len(frame.columns) > 1:
-            self._write(f"tables/{name}.csv", frame.to_csv(index=False, lineterminator="\n").encode())
+            counts = {column: frame[column].convert_dtypes() for column in frame.columns if kind_of(column)[1] == "count"}
+            whole = frame.assign(**counts)  # integers again, where reading made floats of them
+            self._write(f"tables/{name}.csv", whole.to_csv(index=False, lineterminator="\n").encode())
             self.tables.append(shown(name, title, frame, group))
 
     def write(self, template: str, **content: Any) -> Path:

@@ -373,6 +373,37 @@ def test_unused_cluster_has_no_fairness():
     assert summary_of(failed())["load_fairness"] is None
 
 
+# Numbers that are none
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_energy_that_is_not_finite_is_null_with_a_reason_and_the_rest_is_written(value):
+    summary = summary_of(answered(), energy={**ENERGY, "coral1": NodeEnergy(value, value, 0.0)})
+    assert summary["energy_j"]["by_node"] == {"coral1": None, "hailo1": 60.0}
+    assert summary["energy_j"]["total"] is summary["energy_j"]["above_idle_per_task"] is None
+    assert (summary["energy_valid"], summary["valid"], summary["slo_compliance_rate"]) == (False, True, 1.0)
+    reasons = summary["energy_invalid_reasons"]
+    assert f"energy_j.by_node.coral1 is null: it came to {value}, which is no number" in reasons and len(reasons) == 5
+    json.dumps(summary, allow_nan=False)
+
+
+def test_finite_energies_whose_sum_is_not_cost_the_sum_alone():
+    summary = summary_of(answered(), energy=dict.fromkeys(NODES, NodeEnergy(1e308, 1.0, 0.0)))
+    assert summary["energy_j"]["by_node"] == dict.fromkeys(NODES, 1e308)
+    assert summary["energy_j"]["total"] is None and summary["energy_j"]["above_idle"] == 2.0
+    assert summary["energy_invalid_reasons"] == ["energy_j.total is null: it came to inf, which is no number"]
+
+
+def test_number_that_is_none_at_any_depth_is_null_and_a_warning():
+    hosts = {"coral1": {"cpu_busy_fraction": math.nan}, "hailo1": {"cpu_busy_fraction": 0.5}}
+    summary = summary_of(answered(inference_s=1e308), answered(1, inference_s=1e308), host_metrics=hosts, window_s=1e-3)
+    assert summary["host_metrics"] == {"coral1": {"cpu_busy_fraction": None}, "hailo1": {"cpu_busy_fraction": 0.5}}
+    assert "host_metrics.coral1.cpu_busy_fraction is null: it came to nan, which is no number" in summary["warnings"]
+    assert "utilisation.coral1 is null: it came to inf, which is no number" in summary["warnings"]
+    assert summary["energy_valid"] is True
+    json.dumps(summary, allow_nan=False)
+
+
 # Tasks without an answer
 
 

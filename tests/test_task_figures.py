@@ -56,6 +56,20 @@ def test_window_of_arrivals_holds_its_first_instant_and_not_its_last(tasks):
     assert ids(tasks.arriving(11.0, 13.0)) == [3, 4]
 
 
+def test_ids_that_no_float_holds_stay_as_they_are():
+    log = TaskLog(("soft",), ("resnet50",), ("coral1",))
+    ids_given = [2**53, 2**53 + 1, 2**62, 2**62 + 1, -(2**63), 2**63 - 1]
+    for number in ids_given:
+        log.record(TaskResult(make_task(number)._replace(device_id=number + (number < 0)), DEVICE, 0.0, Outcome.SKIPPED))
+    assert log.figures()["task_id"].tolist() == ids_given
+    assert log.figures()["device_id"].tolist() == [number + (number < 0) for number in ids_given]
+
+
+def test_unanswered_tasks_are_those_that_were_dispatched_and_have_no_answer(tasks):
+    assert ids(tasks.unanswered) == [4]
+    assert ids(tasks.on_node(None)) == [5, 6]
+
+
 def test_no_task_gives_empty_columns():
     tasks = TaskLog(("hard",), ("resnet50",), ("coral1",)).figures()
     assert len(tasks) == 0 and tasks.arriving(0, 1)["response_time_s"].shape == (0,)
