@@ -3,12 +3,14 @@
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import node_queue
 from deadline_adapter import DeadlineAdapter
 from main_pregenerated import run_experiment
 from mobility.mobility_manager import MobilityManager
@@ -247,8 +249,13 @@ STEPS = st.lists(
 )
 
 
-@given(STEPS, st.integers(1, 4), st.sampled_from(["fifo", "edf"]))
-def test_incremental_prediction_equals_a_naive_replay(steps, connections, discipline):
+@given(STEPS, st.sampled_from([1, 2, 3, 4, 9]), st.sampled_from(["fifo", "edf"]), st.sampled_from([2, 3, 256]))
+def test_incremental_prediction_equals_a_naive_replay(steps, connections, discipline, largest_block):
+    with patch.object(node_queue, "_LARGEST_BLOCK", largest_block):
+        _require_predictions_of_a_replay(steps, connections, discipline, exact=largest_block > len(steps))
+
+
+def _require_predictions_of_a_replay(steps, connections, discipline, exact):
     state = node_state(connections, discipline)
     naive = Replay(connections, discipline == "edf")
     now_s = 0.0
@@ -274,9 +281,39 @@ def test_incremental_prediction_equals_a_naive_replay(steps, connections, discip
             assert state.take_all_waiting() == naive.waiting
             naive.waiting.clear()
         view = state.fill(task, now_s, 0.0)
-        assert view.predicted_completion_s == pytest.approx(naive.predicted_end_s(task, now_s) - now_s, abs=1e-9)
+        expected_s = naive.predicted_end_s(task, now_s) - now_s
+        assert view.predicted_completion_s == (expected_s if exact else pytest.approx(expected_s, abs=1e-9))
         assert view.queue_depth == state.queue_depth == len(naive.waiting) + len(naive.sent)
         assert state.has_waiting == bool(naive.waiting)
+
+
+@pytest.mark.parametrize("discipline", ["fifo", "edf"])
+def test_work_of_a_prediction_does_not_grow_with_the_queue(discipline, monkeypatch):
+    replayed = []
+    replay = node_queue._Block._replay
+
+    def counting(self, free_s, connections_s, entries):
+        replayed.append(len(entries))
+        replay(self, free_s, connections_s, entries)
+
+    monkeypatch.setattr(node_queue._Block, "_replay", counting)
+    random, work = np.random.default_rng(3), []
+    state = node_state(2, discipline)
+    sent: list[Request] = []
+    for number in range(8000):  # ten arrivals for each answer, deadlines all over the queue
+        now_s = 0.01 * number
+        if number % 10 == 0 and number >= 10:
+            if len(sent) == 2:
+                state.answered(sent.pop(0), now_s, 0.1)
+            sent.append(state.take(now_s))
+        new = Request(make_task(number, now_s, float(random.uniform(0.1, 100.0))), DEVICE, 0.0)
+        state.fill(new.task, now_s, 0.1)
+        state.put(new)
+        if (number + 1) % 2000 == 0:
+            work.append(sum(replayed))
+            replayed.clear()
+    assert state.queue_depth > 6000
+    assert work[-1] < 1.5 * work[1]  # where all is replayed, it is 2.3 times
 
 
 # The queue and the busy fraction.
