@@ -36,7 +36,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from coral_inference_server.image_conversion import INPUT_SHAPE, ImageConversion
-from inference_server.backend import AcceleratorGone, Backend, UnusableModel
+from inference_server.backend import AcceleratorGone, Backend, UnusableModel, let_others_run
 from inference_server.main import InvalidVariable, run_server
 from inference_server.model_files import ModelFile, ModelFiles
 
@@ -222,6 +222,7 @@ class CoralBackend(Backend):
         self.details = dict(runtime.details)
         self._loaded: dict[str, LoadedModel] = {}
         for file in files.files:
+            let_others_run()  # tflite_runtime opens a delegate with Python's lock held (ctypes.PyDLL)
             try:
                 self._loaded[file.name] = LoadedModel(file, runtime)
             except UnusableModel as error:

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from hailo_inference_server.board import NO_CONTROL_DETAIL, Board
 from hailo_inference_server.versions import driver_version, imported_hailort, require_one_version
-from inference_server.backend import IMAGE_SIDE, AcceleratorGone, Backend, Gauge, UnusableModel
+from inference_server.backend import IMAGE_SIDE, AcceleratorGone, Backend, Gauge, UnusableModel, let_others_run
 from inference_server.main import InvalidVariable, run_server, settings_from
 from inference_server.model_files import ModelFile, ModelFiles
 
@@ -202,6 +202,7 @@ def open_backend(files: ModelFiles, environment: Mapping[str, str]) -> Backend:
         loaded: dict[str, LoadedModel] = {}
         absent = dict(files.absent)
         for file in files.files:
+            let_others_run()  # HailoRT opens the chip and configures a model with Python's lock held
             try:
                 loaded[file.name] = _load(hailort, vdevice, file, resources)
             except Exception as error:

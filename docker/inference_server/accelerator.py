@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
 
 from inference_server.backend import AcceleratorGone, Backend, Gauge, QueueFull, described
+from inference_server.watchdog import ended_after
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +123,8 @@ class Accelerator(BaseAccelerator):
         open_backend: makes the backend; called in the worker thread, because a CUDA context belongs to its thread.
         queue_capacity: how many requests may wait, besides the one that is computed.
         reopen_s: pause between two attempts to open the device, in seconds.
+        inference_timeout_s: an inference that takes longer, in seconds, ends the process (`watchdog.ended_after`); None: never.
+        open_timeout_s: the same for opening the device with its models, closing it and asking for its gauges.
 
     Attributes:
         opened: set when the device was opened for the first time.
@@ -130,7 +133,14 @@ class Accelerator(BaseAccelerator):
         ValueError: the capacity is not positive.
     """
 
-    def __init__(self, open_backend: Callable[[], Backend], queue_capacity: int = 64, reopen_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        open_backend: Callable[[], Backend],
+        queue_capacity: int = 64,
+        reopen_s: float = 5.0,
+        inference_timeout_s: Optional[float] = None,
+        open_timeout_s: Optional[float] = None,
+    ) -> None:
         if queue_capacity < 1:
             raise ValueError(f"queue_capacity must be at least 1, got {queue_capacity}")
         self.accelerator = ""
@@ -141,6 +151,8 @@ class Accelerator(BaseAccelerator):
         self._open_backend = open_backend
         self._capacity = queue_capacity
         self._reopen_s = reopen_s
+        self._inference_timeout_s = inference_timeout_s
+        self._open_timeout_s = open_timeout_s
         self._changed = threading.Condition()
         self._waiting: Deque[_Job] = deque()
         self._running_since_s: Optional[float] = None
@@ -262,7 +274,8 @@ class Accelerator(BaseAccelerator):
             if job is None:
                 return None
             try:
-                self._compute(backend, job)
+                with ended_after(self._inference_timeout_s):
+                    self._compute(backend, job)
             except AcceleratorGone as gone:
                 return str(gone)
 
@@ -331,7 +344,8 @@ class Accelerator(BaseAccelerator):
     def _upkeep(self) -> Iterator[None]:
         self._upkeep_since_s = time.monotonic()
         try:
-            yield
+            with ended_after(self._open_timeout_s):
+                yield
         finally:
             self._upkeep_since_s = None
 

@@ -9,6 +9,7 @@ logger = logging.getLogger(__name__)
 
 IMAGE_SIDE = 224
 IMAGE_BYTES = IMAGE_SIDE * IMAGE_SIDE * 3
+BREATH_S = 0.01
 
 
 class QueueFull(Exception):
@@ -78,6 +79,14 @@ class Backend(ABC):
 
     def close(self) -> None:  # noqa: B027 -- not every device needs closing
         """Release the device."""
+
+
+def let_others_run() -> None:
+    """Leave the interpreter to other threads for a moment.
+
+    Loading a model may hold its lock for seconds. Called between two of them, this has /livez answered in between.
+    """
+    time.sleep(BREATH_S)
 
 
 def described(error: Exception) -> str:

@@ -9,8 +9,12 @@
 | `INFERENCE_TIMEOUT_S` | 10 | an inference that takes longer ends the process |
 | `OPEN_TIMEOUT_S` | 300 | the same for opening the device with its models |
 | `LOG_LEVEL` | INFO | DEBUG logs every inference |
+
+A device that takes too long ends the process with status 70, or with status 1 and "Timeout" in the log where its driver keeps
+Python from running meanwhile.
 """
 
+import faulthandler
 import logging
 import math
 import os
@@ -31,6 +35,7 @@ from inference_server.watchdog import start_watchdog
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+LONGEST_S = 86400
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 OpenBackend = Callable[[ModelFiles, Mapping[str, str]], Backend]
@@ -93,8 +98,8 @@ def _seconds(environment: Mapping[str, str], name: str, default: float) -> float
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
-        raise InvalidVariable(f"{name}: expected seconds above 0, got {text!r}")
+    if not 0 < value <= LONGEST_S:
+        raise InvalidVariable(f"{name}: expected seconds above 0, at most {LONGEST_S}, got {text!r}")
     return value
 
 
@@ -129,6 +134,7 @@ def run_server(open_backend: OpenBackend, environment: Mapping[str, str] = os.en
     except InvalidVariable as error:
         print(error, file=sys.stderr)
         sys.exit(EXIT_USAGE)
+    faulthandler.enable()  # where a library crashes or aborts, the log says in which call
     log_as_json(settings.node_name, settings.log_level)
     logging.getLogger(__name__).info("starting", extra={"settings": {k: str(v) for k, v in settings._asdict().items()}})
 
@@ -144,7 +150,12 @@ def run_server(open_backend: OpenBackend, environment: Mapping[str, str] = os.en
         except (InvalidManifest, InvalidVariable) as error:
             raise AcceleratorGone(str(error)) from error
 
-    accelerator = Accelerator(opened, settings.queue_capacity)
+    accelerator = Accelerator(
+        opened,
+        settings.queue_capacity,
+        inference_timeout_s=settings.inference_timeout_s,
+        open_timeout_s=settings.open_timeout_s,
+    )
     start_watchdog(accelerator, settings.inference_timeout_s, settings.open_timeout_s)
     app = create_app(settings.node_name, accelerator, settings.inference_timeout_s)
     serve(app, bound_socket=bound)

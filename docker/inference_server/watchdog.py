@@ -1,21 +1,49 @@
-"""Ends the process when the device hangs, since a thread that waits inside a driver cannot be ended otherwise."""
+"""Ends the process when the device hangs, since a thread that waits inside a driver cannot be ended otherwise.
 
+A driver that hangs may hold the interpreter's lock, so that no other thread of Python runs. `start_watchdog` needs the lock and
+says what is wrong in the log; `ended_after` needs none, and comes a moment later.
+"""
+
+import faulthandler
 import logging
 import os
 import threading
 import time
-from typing import Callable
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Callable, Iterator, Optional
 
-from inference_server.accelerator import BaseAccelerator
+if TYPE_CHECKING:
+    from inference_server.accelerator import BaseAccelerator
 
 logger = logging.getLogger(__name__)
 
 EXIT_HANGS = 70
 CHECK_EVERY_S = 0.25
+LOCK_LEAD_S = 1.0
+
+
+@contextmanager
+def ended_after(limit_s: Optional[float]) -> Iterator[None]:
+    """End the process with status 1 if the block takes `LOCK_LEAD_S` longer than it may, whoever holds the interpreter's lock.
+
+    The thread that waits is not one of Python. It writes to standard error where each thread of Python stands. There is one such
+    timer in a process: blocks must not overlap.
+
+    Args:
+        limit_s: how long the block may take, in seconds; None: for ever.
+    """
+    if limit_s is None:
+        yield
+        return
+    faulthandler.dump_traceback_later(limit_s + LOCK_LEAD_S, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def start_watchdog(
-    accelerator: BaseAccelerator,
+    accelerator: "BaseAccelerator",
     inference_timeout_s: float,
     open_timeout_s: float,
     end_process: Callable[[int], None] = os._exit,

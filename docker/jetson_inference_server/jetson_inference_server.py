@@ -33,7 +33,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, TypeVar
 import numpy as np
 
 from inference_server import AcceleratorGone, Backend, Gauge, ModelFile, ModelFiles, OutOfMemory, UnusableModel
-from inference_server.backend import IMAGE_SIDE
+from inference_server.backend import IMAGE_SIDE, let_others_run
 from inference_server.main import run_server, whole_number
 from jetson_inference_server.engine_pool import MB, EnginePool
 from jetson_inference_server.l4t import l4t_version
@@ -111,6 +111,7 @@ class JetsonBackend(Backend):
 
     def _tried(self, model: str, sizes_bytes: Dict[str, int]) -> bool:
         """Load a model for the first time and note what its engine takes, or why it is absent; false for want of memory."""
+        let_others_run()  # TensorRT 8.2 makes an execution context with Python's lock held
         try:
             if self._files[model].input_type != "float32":
                 raise UnusableModel(f"models.yaml says input_type {self._files[model].input_type}; engines here take float32")

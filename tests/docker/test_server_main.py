@@ -19,17 +19,28 @@ from tests.docker.servers import DOCKER, PATIENCE_S, Client
 
 IMAGE = b"\7" + bytes(IMAGE_BYTES - 1)
 PROGRAM = """
-    import time
+    import ctypes, os, time
     from inference_server import Backend
+    from inference_server.backend import let_others_run
     from inference_server.main import run_server
+
+    def hold_the_lock(seconds):
+        ctypes.PyDLL(None).usleep(ctypes.c_uint(int(seconds * 1e6)))  # as libraries do that are loaded with PyDLL
 
     class FirstByte(Backend):
         accelerator, details = "fake", {"driver": "1.2.3"}
 
         def __init__(self, files, environment):
             self.models, self.absent = [model.name for model in files.files], files.absent
+            for _ in range(int(os.environ.get("STEPS", "1"))):
+                let_others_run()
+                hold_the_lock(float(os.environ.get("STEP_S", "0")))
 
         def infer(self, model, image):
+            if image[0] == 253:
+                hold_the_lock(60)
+            if image[0] == 252:
+                os.abort()
             while image[0] == 255:
                 time.sleep(1)
             if image[0] == 254:
@@ -132,6 +143,52 @@ def test_inference_that_hangs_ends_the_process_with_70(start):
     assert "an inference has taken" in log[-1]["message"]
 
 
+def test_inference_that_hangs_with_the_lock_of_python_held_ends_the_process_with_1(start):
+    server = start(INFERENCE_TIMEOUT_S="0.3").ready()
+    assert server.client.infer(IMAGE, "mobilenet").status == 200
+    with pytest.raises(OSError):
+        server.client.infer(b"\xfd" + IMAGE[1:], "mobilenet")
+    out, err = server.process.communicate(timeout=PATIENCE_S)
+    assert (server.process.returncode, out) == (1, "")
+    assert "Timeout (0:00:01.3" in err
+    assert "in hold_the_lock" in err
+
+
+def test_opening_that_hangs_with_the_lock_of_python_held_ends_the_process_with_1(start):
+    process = start(OPEN_TIMEOUT_S="0.3", STEP_S="60").process
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, out) == (1, "")
+    assert "Timeout (0:00:01.3" in err
+    assert "in hold_the_lock" in err
+
+
+def test_slow_opening_within_its_limit_and_idle_time_end_nothing(start):
+    server = start(OPEN_TIMEOUT_S="1.5", INFERENCE_TIMEOUT_S="0.1", STEPS="2", STEP_S="0.6").ready()
+    time.sleep(1.3)  # longer than an inference may take; gauges are read meanwhile
+    assert server.client.infer(IMAGE, "mobilenet").status == 200
+    server.process.send_signal(signal.SIGTERM)
+    assert server.ended()[0] == 0
+
+
+def test_livez_is_answered_between_two_steps_of_opening_that_hold_the_lock(start):
+    server = start(STEPS="8", STEP_S="0.2")
+    answers = []
+    while server.health().status != 200:
+        answers.append(server.client.get("/livez").status)
+    assert set(answers) == {200}
+    assert len(answers) >= 3
+
+
+def test_library_that_aborts_ends_the_process_by_its_signal_and_the_log_says_in_which_call(start):
+    server = start().ready()
+    with pytest.raises(OSError):
+        server.client.infer(b"\xfc" + IMAGE[1:], "mobilenet")
+    out, err = server.process.communicate(timeout=PATIENCE_S)
+    assert (server.process.returncode, out) == (-signal.SIGABRT, "")
+    assert "Fatal Python error: Aborted" in err
+    assert "in infer" in err
+
+
 def test_without_models_it_says_so_instead_of_ending(start, tmp_path):
     (tmp_path / "a.bin").unlink()
     server = start()
@@ -176,6 +233,7 @@ def test_port_that_is_taken_ends_with_1_before_the_device_is_opened(start):
         ("QUEUE_CAPACITY", "1.5"),
         ("INFERENCE_TIMEOUT_S", "0"),
         ("INFERENCE_TIMEOUT_S", "inf"),
+        ("INFERENCE_TIMEOUT_S", "86401"),
         ("OPEN_TIMEOUT_S", "soon"),
         ("LOG_LEVEL", "LOUD"),
     ],
