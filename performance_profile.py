@@ -14,19 +14,27 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 import yaml
 from pydantic import AwareDatetime, Field, model_validator
 
-from utils import NonNegative, Positive, StrictModel, UsageError, read_yaml, validated
+from utils import StrictModel, UsageError, read_yaml, validated
 
 Provenance = Literal["measured", "published", "estimated", "mixed"]
+
+# What a node of any kind can have: a number beyond is a slip of the unit or of the hand, and its results would be none.
+LARGEST_OVERHEAD_MS = 1000.0
+Watts = Annotated[float, Field(ge=0, le=1e5, strict=True)]
+BusyWatts = Annotated[float, Field(ge=1e-3, le=1e5, strict=True)]
+OverheadMs = Annotated[float, Field(ge=0, le=LARGEST_OVERHEAD_MS, strict=True)]
+MeanMs = Annotated[float, Field(ge=1e-3, le=3.6e6, strict=True)]
+Variation = Annotated[float, Field(ge=0, le=10, strict=True)]
 
 
 class NodeFigures(StrictModel):
     """Power of one node, watts at its supply, and what one HTTP request costs beside the inference, milliseconds."""
 
     accelerator: str
-    idle_w: NonNegative
-    busy_w: Positive
+    idle_w: Watts
+    busy_w: BusyWatts
     power_provenance: Provenance
-    request_overhead_ms: Annotated[float, Field(ge=0, le=1000, strict=True)]
+    request_overhead_ms: OverheadMs
     overhead_provenance: Provenance
 
     @model_validator(mode="after")
@@ -42,7 +50,7 @@ class ModelFigures(StrictModel):
     """Mean accelerator time of one model on each node that serves it, milliseconds."""
 
     provenance: Provenance
-    mean_ms: dict[str, Positive]
+    mean_ms: dict[str, MeanMs]
     note: str = ""
 
 
@@ -83,7 +91,7 @@ class PerformanceProfile(StrictModel):
 
     nodes: dict[str, NodeFigures] = Field(min_length=1)
     latency: dict[str, ModelFigures] = Field(min_length=1)
-    cv: dict[str, NonNegative]
+    cv: dict[str, Variation]
     measurements: list[Measurement] = []
 
     @model_validator(mode="after")
@@ -158,6 +166,9 @@ def remeasured(
         nodes: what was measured, by node; each is in `old`.
         absent: models that nodes were found not to serve, by node, measured or not.
         cv: coefficient of variation by accelerator, of those that get a new one.
+
+    Raises:
+        UsageError: a figure is out of the range of a profile.
     """
     content = old.model_dump()
     provenance = "measured" if measurement.cluster == "workers" else "estimated"
@@ -175,7 +186,7 @@ def remeasured(
             del content["latency"][model]
     content["cv"] |= {accelerator: _rounded(value, 3) for accelerator, value in cv.items()}
     content["measurements"].append(measurement.model_dump())
-    new = PerformanceProfile.model_validate(content)
+    new = validated(PerformanceProfile, content, "what was measured", {})
     for model, row in content["latency"].items():
         of_kept = row["note"].removeprefix(_conditions(old, model) if model in old.latency else "")
         row["note"] = f"{_conditions(new, model)} {of_kept.strip()}".strip()

@@ -19,7 +19,7 @@ import numpy as np
 from command_line import StopSignal
 from comparison.intervals import t_interval
 from node_client import Answer, NodeClient, NodeFault, NodeFull, NodeUnreachable, RequestRefused
-from performance_profile import NodeMeans, PerformanceProfile
+from performance_profile import LARGEST_OVERHEAD_MS, NodeMeans, PerformanceProfile
 from utils import HarnessError, Interrupted
 
 _WAITED_S = 2e-3
@@ -30,8 +30,6 @@ _DISTURBED_AT_LEAST, _DISTURBED_SHARE = 2, 0.01
 """So many requests may be refused as full or wait behind others before a node counts as used by somebody else."""
 _CLOCK_TOLERANCE = 1e-3
 """By this share the clocks of node and master may differ in pace."""
-_LARGEST_OVERHEAD_MS = 1000.0
-"""What a profile can hold."""
 NOTHING = "nothing was written"
 
 
@@ -207,7 +205,7 @@ class NodeMeter:
             if len(counted) < 2:
                 raise HarnessError(f"{self._name} answered {len(counted)} counted requests of {model}, at least 2 are needed")
         record = NodeRecord(self._name, self._binary, samples, self._refused, self._waited, self._gauge_waits_s)
-        if not 0 < (overhead_ms := record.overhead().mean) <= _LARGEST_OVERHEAD_MS:
+        if not 0 < (overhead_ms := record.overhead().mean) <= LARGEST_OVERHEAD_MS:
             raise HarnessError(f"{self._name}: a request overhead of {overhead_ms:.6g} ms cannot be; {NOTHING}")
         return record
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import pytest
 import yaml
 
+from main_pregenerated import main
 from performance_profile import Measurement, NodeMeans, load_profile, profile_text, remeasured, replace_keeping_old
 from settings import DEFAULT_CONFIG
 from utils import UsageError
@@ -139,6 +140,14 @@ def test_names_that_do_not_agree_are_refused(tmp_path, changes, expected):
         ({"nodes__coral1__request_overhead_ms": -1}, "nodes.coral1.request_overhead_ms"),
         ({"cv__coral": -0.1}, "cv.coral"),
         ({"cv__coral": float("inf")}, "cv.coral"),
+        ({"cv__coral": float("nan")}, "cv.coral"),
+        ({"cv__coral": 1e200}, "cv.coral"),
+        ({"cv__coral": 10**400}, "cv.coral"),
+        ({"latency__vgg16__mean_ms__hailo2": 1e-320}, "latency.vgg16.mean_ms.hailo2"),
+        ({"latency__vgg16__mean_ms__hailo2": 1e200}, "latency.vgg16.mean_ms.hailo2"),
+        ({"nodes__coral1__idle_w": 1e300, "nodes__coral1__busy_w": 1e301}, "nodes.coral1.idle_w"),
+        ({"nodes__coral1__busy_w": 1e300}, "nodes.coral1.busy_w"),
+        ({"nodes__coral1__idle_w": 0.0, "nodes__coral1__busy_w": 1e-320}, "nodes.coral1.busy_w"),
         ({"nodes": {}}, "nodes"),
         ({"latency": {}}, "latency"),
     ],
@@ -161,6 +170,23 @@ def test_table_must_be_complete(tmp_path, absent):
     path = tmp_path / "profile.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     assert refusal(path) == f": {absent} is missing"
+
+
+EXTREMES = [
+    {"cv__coral": 10.0},
+    {"latency__vgg16__mean_ms__hailo2": 1e-3},
+    {"latency__vgg16__mean_ms__hailo2": 3.6e6},
+    {"nodes__coral1__idle_w": 0.0, "nodes__coral1__busy_w": 1e-3},
+    {"nodes__coral1__idle_w": 1e5, "nodes__coral1__busy_w": 1e5},
+]
+
+
+@pytest.mark.parametrize("changes", EXTREMES)
+def test_extreme_profile_that_is_accepted_can_be_run(tmp_path, changes):
+    changed(tmp_path, **changes)
+    (tmp_path / "run.yaml").write_text("performance_profile: profile.yaml\nload: 2.0\n")
+    options = ["--cluster", "simulated", "--config", str(tmp_path / "run.yaml"), "--duration", "10", "--quiet", "--no-report"]
+    assert main([*options, "--output", str(tmp_path / "results")]) == 0
 
 
 # Measured anew.

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 DEFAULT_QUEUE_CAPACITY = 200
+LARGEST_W = 1e5
+LARGEST_OVERHEAD_MS = 1000.0
+LARGEST_CV = 10.0
+SHORTEST_MS, LONGEST_MS = 1e-3, 3.6e6
 
 
 class InvalidSlice(ValueError):
@@ -53,14 +57,14 @@ class NodeSlice:
         unknown = sorted(given.keys() - cls.__slots__)
         if unknown:
             raise InvalidSlice(f"unknown key {_shown(unknown[0])}; known are {', '.join(cls.__slots__)}")
-        idle_w = _number(given, "idle_w", least=0.0)
+        idle_w = _number(given, "idle_w", 0.0, LARGEST_W)
         return cls(
             node=_text(given, "node"),
             accelerator=_text(given, "accelerator"),
             idle_w=idle_w,
-            busy_w=_number(given, "busy_w", least=idle_w),
-            request_overhead_ms=_number(given, "request_overhead_ms", least=0.0),
-            cv=_number(given, "cv", least=0.0),
+            busy_w=_number(given, "busy_w", idle_w, LARGEST_W),
+            request_overhead_ms=_number(given, "request_overhead_ms", 0.0, LARGEST_OVERHEAD_MS),
+            cv=_number(given, "cv", 0.0, LARGEST_CV),
             mean_ms=_means(given),
             queue_capacity=_capacity(given),
         )
@@ -79,10 +83,12 @@ def _text(given: Mapping[str, Any], key: str) -> str:
     return value
 
 
-def _number(given: Mapping[str, Any], key: str, least: float) -> float:
+def _number(given: Mapping[str, Any], key: str, least: float, most: float) -> float:
     value = _present(given, key)
     if not _is_finite(value) or value < least:
         raise InvalidSlice(f"{key}: expected a number of at least {least:g}, got {_shown(value)}")
+    if value > most:
+        raise InvalidSlice(f"{key}: expected a number of at most {most:g}, got {_shown(value)}")
     return float(value)
 
 
@@ -93,6 +99,8 @@ def _means(given: Mapping[str, Any]) -> dict[str, float]:
     for model, mean in value.items():
         if not model or not _is_finite(mean) or mean <= 0:
             raise InvalidSlice(f"mean_ms: expected milliseconds above 0 for {_shown(model)}, got {_shown(mean)}")
+        if not SHORTEST_MS <= mean <= LONGEST_MS:
+            raise InvalidSlice(f"mean_ms: expected {SHORTEST_MS:g} to {LONGEST_MS:g} for {_shown(model)}, got {_shown(mean)}")
     return {model: float(mean) for model, mean in value.items()}
 
 
