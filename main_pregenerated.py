@@ -229,6 +229,8 @@ class Run(Generic[AnyCluster]):
             settings=self._settings,
             scenario_sha256=scenario_sha256(self._settings, self._scenario.trace),
             warnings=[*self.warnings, *added.pop("warnings", ()), *self.cluster.warnings()],
+            untold_busy_s={node.name: node.untold_busy_s for node in self.cluster.nodes},
+            abandoned={node.name: node.abandoned for node in self.cluster.nodes},
             **added,
         )
         summary = self._collector.summarise(facts)
@@ -278,6 +280,7 @@ class WallClock:
             "window_s": window_s,
             "energy": self.power.energy(end_s - window_s, end_s, idle_w),
             "idle_w": idle_w,
+            "counted_busy_s": self.power.busy_s(end_s - window_s, end_s),
             "down_periods": down_periods,
             "unreachable_at_start": cluster.unreachable_at_start,
             "wake_late_p99_s": late.percentile_s(99) if late else None,
@@ -480,11 +483,12 @@ def _power_poller(
     if nodes and not prometheus_url:
         if settings.power.host_metrics:
             raise UsageError("power.host_metrics: emulated nodes have none of their own; give --prometheus-url")
-        return PrometheusCollector(NodeMetricsSource(nodes.metrics_urls), names, interval_s, delay_s=delay_s)
+        own = NodeMetricsSource(nodes.metrics_urls)
+        return PrometheusCollector(own, names, interval_s, delay_s=delay_s, read_busy=own.busy_s)
     instances = {node: urlsplit(url).netloc for node, url in nodes.metrics_urls.items()} if nodes else None
     source = PrometheusSource(prometheus_url or DEFAULT_PROMETHEUS_URL, names, window_s=10 * interval_s, instances=instances)
     read_host = source.host_metrics if settings.power.host_metrics else None
-    return PrometheusCollector(source, names, interval_s, read_host, delay_s)
+    return PrometheusCollector(source, names, interval_s, read_host, delay_s, source.busy_s)
 
 
 def _await_power(power: PrometheusCollector, names: Sequence[str], settings: Settings, stopping: Callable[[], bool]) -> None:

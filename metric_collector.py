@@ -16,6 +16,9 @@ from mobility.mobility_manager import Mobility
 from performance_profile import PerformanceProfile
 from run_figures import (
     RunFacts,
+    busy_estimated,
+    busy_s,
+    busy_warnings,
     energy_invalid_reasons,
     energy_summary,
     invalid_reasons,
@@ -240,8 +243,10 @@ class MetricCollector:
         reasons = invalid_reasons(facts, lag_s, len(dispatched), lost)
         energy_reasons = energy_invalid_reasons(facts.energy)
         unanswered = figures.unanswered
-        busy_s = {node: float(completed.on_node(node)["inference_time_s"].sum()) for node in self._node_names}
-        utilisation = {node: busy_s[node] / facts.window_s if facts.window_s > 0 else 0.0 for node in self._node_names}
+        told_s = {node: float(completed.on_node(node)["inference_time_s"].sum()) for node in self._node_names}
+        utilisation = {
+            node: spent_s / facts.window_s if facts.window_s > 0 else 0.0 for node, spent_s in busy_s(facts, told_s).items()
+        }
         by_class = {name: (dispatched.in_class(name), on_time.in_class(name)) for name in self._settings.slo_classes}
         skipped = len(figures.of(Outcome.SKIPPED))
         summary = {
@@ -253,7 +258,7 @@ class MetricCollector:
             "invalid_reasons": reasons,
             "energy_valid": not energy_reasons,
             "energy_invalid_reasons": energy_reasons,
-            "warnings": [*facts.warnings, *unanswered_warning(len(unanswered), len(dispatched))],
+            "warnings": [*facts.warnings, *busy_warnings(facts), *unanswered_warning(len(unanswered), len(dispatched))],
             "cluster": facts.cluster,
             "scheduler": facts.scheduler,
             "seed": self._settings.seed,
@@ -279,6 +284,7 @@ class MetricCollector:
             "idle_w": dict(facts.idle_w),
             "load_fairness": jain_index(list(utilisation.values())),
             "utilisation": utilisation,
+            "utilisation_estimated": busy_estimated(facts),
             "coverage_skip_rate": ratio(skipped, len(figures)),
             "dispatch_lag_s": lag_s,
             "decision_duration_s": percentiles(np.array(self._decision_duration_s)),

@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from requests import Response, Session
 from requests.exceptions import ConnectionError, RequestException
 
-from energy import node_energy
+from energy import counter_increase, node_energy
 from run_figures import UNCOVERED_LIMIT
 from task import NodeEnergy, PowerSample
 from utils import UsageError
@@ -36,6 +36,8 @@ MEASURED_METRIC = "node_energy_measured_seconds_total"
 """Seconds that the joules were counted over: fewer than have passed where the meter was away. Not every target exports it."""
 
 _METRICS = (POWER_METRIC, ENERGY_METRIC, MEASURED_METRIC)
+BUSY_METRIC = "inference_duration_seconds_sum"
+"""Seconds that a server's accelerator has spent on inferences, by model: on those that nobody waited for, too."""
 HOST_QUERIES = {
     "cpu_busy_fraction": '1 - avg by (node) (rate(node_cpu_seconds_total{mode="idle"}[30s]))',
     "memory_used_fraction": "1 - max by (node) (node_memory_MemAvailable_bytes / node_memory_MemTotal_bytes)",
@@ -57,6 +59,9 @@ _COUNTER_LOOK_BACK = 10
 """Samples among which the counter's value before the latest is looked for."""
 _LONGEST_PAUSE_S = 0.5
 _CLOCK_LIMIT_S = 0.5
+_BUSY_LOOK_BACK_S = 15.0
+_BUSY_END_S = 6.0
+"""How long before the end of a window the last sample of a server's counter may be: a scrape of 5 s, and a little."""
 _SOME_POWER_W = 1e-3
 """Idle power that is surely not too large, and not 0, with which a counter may stand still."""
 _LEAST_PAUSE = 0.1
@@ -84,6 +89,7 @@ class NodeMetricsSource:
 
     def __init__(self, urls: Mapping[str, str], timeout_s: float = 1.0) -> None:
         self._urls = dict(urls)
+        self._busy: dict[str, list[tuple[float, float]]] = {}
         self._http = urllib3.PoolManager(timeout=timeout_s, retries=False)
 
     def read(self) -> dict[str, list[PowerSample]]:
@@ -99,12 +105,23 @@ class NodeMetricsSource:
             if response.status == 200:
                 at_s = (asked_s + time.monotonic()) / 2
                 try:
-                    read = samples_of(response.data.decode(), _METRICS)
+                    read = samples_of(response.data.decode(), (*_METRICS, BUSY_METRIC))
                 except ValueError as error:
                     logger.debug("no metrics from %s: %s", node, error)
                     continue
                 samples[node] = [_sample(at_s, {name: value for name, labels, value in read if labels.get("node") == node})]
+                # no such line before the first inference
+                busy_s = sum(value for name, _, value in read if name == BUSY_METRIC and math.isfinite(value))
+                self._busy.setdefault(node, []).append((at_s, busy_s))
         return samples
+
+    def busy_s(self, start_s: float, end_s: float) -> dict[str, float]:
+        """See `PrometheusSource.busy_s`."""
+        return {
+            node: _increase(samples, start_s, end_s)
+            for node, samples in self._busy.items()
+            if samples[0][0] <= start_s and _reaches(samples, start_s, end_s)
+        }
 
 
 class PrometheusSource:
@@ -227,6 +244,29 @@ class PrometheusSource:
                 by_node.setdefault(labels["node"], {})[figure] = values[0][1]
         return by_node
 
+    def busy_s(self, start_s: float, end_s: float) -> dict[str, float]:
+        """Seconds that each node's accelerator was busy between two instants of the monotonic clock, by its server's counters.
+
+        A node whose counters do not reach from the one to the other is absent.
+
+        Raises:
+            OSError: the server does not answer, or refuses.
+        """
+        now_s = time.monotonic()
+        wall_to_monotonic_s = now_s - time.time()
+        by_node: dict[str, list[list[tuple[float, float]]]] = {}
+        for labels, values in self._ask(f"{BUSY_METRIC}[{math.ceil(now_s - start_s + _BUSY_LOOK_BACK_S)}s]", "values"):
+            samples = [(unix_s + wall_to_monotonic_s, value) for unix_s, value in values if math.isfinite(value)]
+            if samples and self._is_meant(labels):
+                if samples[0][0] > start_s:
+                    samples.insert(0, (start_s, 0.0))  # a series begins with the first inference of its model
+                by_node.setdefault(labels["node"], []).append(samples)
+        return {
+            node: sum(_increase(samples, start_s, end_s) for samples in series)
+            for node, series in by_node.items()
+            if any(_reaches(samples, start_s, end_s) for samples in series)
+        }
+
     def _ask(self, query: str, kind: str) -> list[tuple[dict[str, str], list[tuple[float, float]]]]:
         """Labels and (Unix seconds, value) pairs of each series that belongs to a node; `kind` is "value" or "values"."""
         try:
@@ -238,6 +278,16 @@ class PrometheusSource:
             raise OSError(f"Prometheus at {self.url} does not answer: {_reason(error)}") from error
         except (RequestException, PrometheusApiClientException, AttributeError, KeyError, TypeError, ValueError) as error:
             raise OSError(f"Prometheus at {self.url} answers wrongly: {_reason(error)}") from error
+
+
+def _reaches(samples: Sequence[tuple[float, float]], start_s: float, end_s: float) -> bool:
+    """Whether samples, as (time, value), go on until about the end of a window."""
+    return samples[-1][0] >= end_s - min(_BUSY_END_S, 0.1 * (end_s - start_s))
+
+
+def _increase(samples: Sequence[tuple[float, float]], start_s: float, end_s: float) -> float:
+    times_s, values = np.array(samples).T
+    return counter_increase(times_s, values, start_s, end_s)
 
 
 def _reason(error: Exception) -> str:
@@ -278,6 +328,7 @@ class PrometheusCollector:
         nodes: the nodes of the cluster.
         interval_s: time between polls, seconds.
         read_host: gives figures of the nodes themselves, by node and name, to be read with every poll.
+        read_busy: gives the seconds that accelerators were busy between two instants, by node.
         delay_s: how long after each multiple of `interval_s` on the wall clock it polls, seconds. Meters and Prometheus keep to
             that clock too, so equal runs that start at a whole second see equal samples at equal times.
     """
@@ -289,9 +340,11 @@ class PrometheusCollector:
         interval_s: float,
         read_host: Callable[[], HostFigures] | None = None,
         delay_s: float = 0.0,
+        read_busy: Callable[[float, float], dict[str, float]] = lambda start_s, end_s: {},
     ) -> None:
         self.latest: dict[str, PowerSample] = {}
         self._read_host = read_host
+        self._read_busy = read_busy
         self._host_history: list[tuple[float, HostFigures]] = []
         self.failed_polls = 0
         self._failing: set[str] = set()
@@ -400,6 +453,15 @@ class PrometheusCollector:
                 node: node_energy(history, start_s, end_s, idle_w[node], self._interval_s)
                 for node, history in self._history.items()
             }
+
+    def busy_s(self, start_s: float, end_s: float) -> dict[str, float]:
+        """Seconds that accelerators were busy between two instants of the monotonic clock, for nodes whose servers say so."""
+        with self._polling:
+            try:
+                return self._read_busy(start_s, end_s)
+            except OSError as error:
+                self._failed("busy time", error)
+                return {}
 
     def host_metrics(self, start_s: float, end_s: float) -> HostFigures:
         """Mean of each host figure between two instants of the monotonic clock, by node."""

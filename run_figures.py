@@ -8,7 +8,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from platform import machine, python_version
 from typing import Any
@@ -45,6 +45,9 @@ class RunFacts:
         wake_late_p99_s: how late the emulated accelerators woke; None elsewhere.
         host_metrics: mean CPU, memory and network figures by node; None where they were not asked for.
         warnings: what a reader of the results must know, one sentence each; they do not make the run invalid.
+        counted_busy_s: how long each accelerator was busy by its server's own counters; nodes without one are absent.
+        untold_busy_s: how long each was busy with what no answered task tells: probes, and requests that were given up (profile).
+        abandoned: how many requests to each were given up while it was computing them.
     """
 
     experiment_id: str
@@ -63,6 +66,9 @@ class RunFacts:
     wake_late_p99_s: float | None = None
     host_metrics: Mapping[str, Mapping[str, float]] | None = None
     warnings: Sequence[str] = ()
+    counted_busy_s: Mapping[str, float] = field(default_factory=dict)
+    untold_busy_s: Mapping[str, float] = field(default_factory=dict)
+    abandoned: Mapping[str, int] = field(default_factory=dict)
 
 
 def percentiles(values: Floats) -> dict[str, float] | None:
@@ -110,6 +116,38 @@ def energy_summary(energy: Mapping[str, NodeEnergy], dispatched: int, on_time: i
         "above_idle_per_on_time_task": None if above_idle is None else ratio(above_idle + not_drawn_j, on_time),
         "by_node": {name: node.total_j for name, node in energy.items()},
     }
+
+
+def busy_s(facts: RunFacts, told_s: Mapping[str, float]) -> dict[str, float]:
+    """Seconds that each node's accelerator was busy.
+
+    By its server's own counter where there is one, which may miss a little at the edges of the window, but never less than the
+    answers tell; else what the answers tell and the profile's mean of the requests that were given up.
+
+    Args:
+        facts: of the run.
+        told_s: sum of the inference times of all answers, by node.
+    """
+    return {
+        node: max(in_answers_s, facts.counted_busy_s[node])
+        if node in facts.counted_busy_s
+        else in_answers_s + facts.untold_busy_s.get(node, 0.0)
+        for node, in_answers_s in told_s.items()
+    }
+
+
+def busy_estimated(facts: RunFacts) -> list[str]:
+    """The nodes whose busy time is an estimate, because of requests that were given up and are in no counter."""
+    return [node for node, number in facts.abandoned.items() if number and node not in facts.counted_busy_s]
+
+
+def busy_warnings(facts: RunFacts) -> list[str]:
+    """What a reader must know of busy times that are estimates."""
+    return [
+        f"busy time of {node} is an estimate: {facts.abandoned[node]} requests to it were given up while it was computing them, "
+        "and no counter of its server says how long that took; the profile's means stand in"
+        for node in busy_estimated(facts)
+    ]
 
 
 def outages(down_periods: Sequence[tuple[str, float, float]]) -> dict[str, dict[str, Any]]:

@@ -274,6 +274,35 @@ def test_summary_carries_the_verdict():
 
 # The summary.
 
+
+def test_busy_time_is_that_of_the_servers_counter_where_there_is_one():
+    tasks = [answered(0, node="coral1", inference_s=2.0), answered(1, node="hailo1", inference_s=3.0)]
+    summary = summary_of(
+        *tasks,
+        window_s=10.0,
+        counted_busy_s={"coral1": 4.0},
+        untold_busy_s={"coral1": 1.0, "hailo1": 0.5},
+        abandoned={"coral1": 5, "hailo1": 2},
+    )
+    assert summary["utilisation"] == {"coral1": pytest.approx(0.4), "hailo1": pytest.approx(0.35)}
+    assert summary["load_fairness"] == pytest.approx(jain_index([0.4, 0.35]))
+    assert summary["utilisation_estimated"] == ["hailo1"]
+    (warning,) = summary["warnings"]
+    assert warning.startswith("busy time of hailo1 is an estimate: 2 requests")
+
+
+def test_counter_never_takes_away_what_answers_tell_and_probes_are_no_estimate():
+    summary = summary_of(
+        answered(node="coral1", inference_s=2.0),
+        window_s=10.0,
+        counted_busy_s={"coral1": 1.9},
+        untold_busy_s={"hailo1": 0.5},
+        abandoned={"coral1": 0, "hailo1": 0},
+    )
+    assert summary["utilisation"] == {"coral1": pytest.approx(0.2), "hailo1": pytest.approx(0.05)}
+    assert summary["utilisation_estimated"] == [] == summary["warnings"]
+
+
 KEYS_OF_THE_DESIGN = """experiment_id, started_at, finished_at, interrupted, valid, invalid_reasons, energy_valid, cluster,
 scheduler, seed, settings, scenario_sha256, git_commit, tasks, slo_compliance_rate, slo_compliance_rate_by_class,
 slo_violations_by_class, fixed_deadline_compliance_rate, base_deadline_compliance_rate, achievable_slo_rate, delivered_rate,
@@ -286,6 +315,7 @@ FURTHER_KEYS = {
     "host_metrics",
     "idle_w",
     "outages",
+    "utilisation_estimated",
     "warnings",
     "unanswered",
 }

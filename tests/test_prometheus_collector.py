@@ -67,6 +67,25 @@ def test_nodes_are_read_from_their_own_metrics():
     assert server.paths() == ["/metrics"]
 
 
+def test_busy_time_is_the_increase_of_the_servers_own_counters_over_all_models():
+    text = {"": PAGE}
+    with scripted_server(lambda asked: Reply(content=text[""].encode())) as server:
+        source = NodeMetricsSource({"coral1": f"{server.url}/metrics"})
+        collector = PrometheusCollector(source, ["coral1"], 1.0, read_busy=source.busy_s)
+        collector.poll()
+        start_s = time.monotonic()
+        for of_resnet50_s, of_vgg16_s in ((0.5, 0.0), (0.75, 2.0), (0.25, 1.0)):  # then it was started anew
+            text[""] = PAGE + f'inference_duration_seconds_sum{{model="resnet50"}} {of_resnet50_s}\n'
+            text[""] += f'inference_duration_seconds_sum{{model="vgg16"}} {of_vgg16_s}\ninference_duration_seconds_sum 1e999\n'
+            time.sleep(0.002)
+            collector.poll()
+        end_s = time.monotonic()
+        assert collector.busy_s(start_s, end_s) == {"coral1": pytest.approx(0.5 + 2.25 + 1.25, rel=0.2)}
+        assert collector.busy_s(start_s, end_s + 100.0) == {}  # its samples end long before
+        assert collector.busy_s(start_s - 100.0, end_s) == {}
+        assert (collector.latest["coral1"].power_w, collector.latest["coral1"].energy_j) == (4.56, 1234.5)
+
+
 def test_metrics_of_another_node_are_not_taken_for_its_own():
     with scripted_server(page(PAGE)) as server:
         ((sample,),) = NodeMetricsSource({"hailo1": f"{server.url}/metrics"}).read().values()
@@ -262,6 +281,36 @@ def test_host_metrics_are_read_by_one_query_and_told_apart_by_name():
         assert list(map(query_of, server.asked)) == [HOST_QUERY]
     assert all(query in HOST_QUERY for query in HOST_QUERIES.values())
     assert read == {"coral1": figures}
+
+
+def test_busy_time_by_prometheus_adds_models_and_the_servers_that_followed_each_other():
+    now_s = time.time()
+
+    def busy(node, samples, model, instance="x"):
+        labels = {"node": node, "instance": instance, "model": model}
+        return {"metric": labels, "values": [[now_s + at_s, str(value)] for at_s, value in samples]}
+
+    answer = matrix(
+        busy("coral1", [(-30, 100.0), (-20, 100.0), (-10, 104.0), (0, 106.0)], "resnet50"),
+        busy("coral1", [(-10, 1.0), (0, 3.0)], "vgg16"),  # its first inference was after the start
+        busy("hailo1", [(-30, 50.0), (-15, 51.5)], "vgg16"),  # a pod that was replaced
+        busy("hailo1", [(-10, 0.5), (0, 2.5)], "vgg16", "y"),
+        busy("jetson1", [(-30, 1.0), (-15, 9.0)], "vgg16"),  # not scraped any more
+    )
+    with scripted_server(lambda asked: answer) as server:
+        source = PrometheusSource(server.url, ["coral1", "hailo1", "jetson1"], 10.0)
+        collector = PrometheusCollector(source, ["coral1", "hailo1", "jetson1"], 1.0, read_busy=source.busy_s)
+        end_s = time.monotonic()
+        busy_s = collector.busy_s(end_s - 20.0, end_s)
+        (asked,) = server.asked
+    assert query_of(asked) == "inference_duration_seconds_sum[36s]"
+    assert busy_s == {"coral1": pytest.approx(6.0 + 3.0, abs=0.1), "hailo1": pytest.approx(0.5 + 2.5, abs=0.1)}
+
+
+def test_busy_time_that_prometheus_does_not_give_is_absent():
+    with scripted_server(lambda asked: Reply(500)) as server:
+        source = PrometheusSource(server.url, ["coral1"], 10.0)
+        assert PrometheusCollector(source, ["coral1"], 1.0, read_busy=source.busy_s).busy_s(0.0, 1.0) == {}
 
 
 def test_poll_of_six_nodes_is_one_http_request():

@@ -27,6 +27,18 @@ SPIN_S = 0.0003  # a sleep wakes up to about this much too late, so the last str
 LATENESS_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1)
 
 
+class _Answer(Future[InferenceResult]):
+    """An answer to come that, as on a real accelerator, cannot be cancelled once its service has begun."""
+
+    def __init__(self, withdraw: Callable[[], bool]) -> None:
+        super().__init__()
+        self._withdraw = withdraw
+
+    def cancel(self) -> bool:
+        """Withdraw the request; False if it is being served, or has been."""
+        return self.cancelled() or (self._withdraw() and super().cancel())
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Job:
     slot: Slot
@@ -96,11 +108,10 @@ class EmulatedAccelerator(BaseAccelerator):
             if self._closing:
                 raise AcceleratorGone("the server is shutting down")
             slot = self._timeline.reserve(received_s, service_s, self._hold_s)
-            job = _Job(slot, top1, Future())
+            job = _Job(slot, top1, _Answer(lambda: self._withdraw(job)))
             self._jobs.append(job)
             if len(self._jobs) == 1:
                 self._changed.notify()
-        job.future.add_done_callback(lambda future: self._withdraw(future, slot) if future.cancelled() else None)
         return job.future
 
     @property
@@ -145,12 +156,14 @@ class EmulatedAccelerator(BaseAccelerator):
     def _service_s(self, model: str, noise: float) -> float:
         return self._node.mean_ms[model] / 1000 * math.exp(self._sigma * noise - self._sigma**2 / 2)
 
-    def _withdraw(self, future: "Future[InferenceResult]", slot: Slot) -> None:
-        """The client went away: free its slot, if its service has not begun."""
+    def _withdraw(self, job: _Job) -> bool:
+        """The client went away: free its slot, if its service has not begun; whether that was so."""
         with self._changed:
-            if self._timeline.withdraw(slot, self._clock()):
-                self._jobs = deque(job for job in self._jobs if job.future is not future)
-                self._changed.notify()
+            if not self._timeline.withdraw(job.slot, self._clock()):
+                return False
+            self._jobs = deque(other for other in self._jobs if other is not job)
+            self._changed.notify()
+            return True
 
     def _answer_all(self) -> None:
         while (job := self._next_due()) is not None:

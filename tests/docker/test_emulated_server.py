@@ -183,6 +183,18 @@ def test_full_queue_is_refused(start):
             other.close()
 
 
+def test_inference_that_has_begun_goes_on_without_its_client_and_is_counted():
+    accelerator = EmulatedAccelerator(NodeSlice.from_json(json.dumps(CORAL | {"mean_ms": {"resnet50": 100.0}, "cv": 0.0})))
+    begun, waiting = (accelerator.submit("resnet50", IMAGE, {}) for _ in range(2))
+    while accelerator.queue_depth > 1:  # the first travels
+        time.sleep(0.001)
+    assert not begun.cancel()
+    assert waiting.cancel() and waiting.cancel()
+    assert begun.result(PATIENCE_S).inference_time == pytest.approx(0.1)
+    assert not begun.cancel()
+    accelerator.close()
+
+
 def test_request_whose_client_went_away_leaves_its_place():
     accelerator = EmulatedAccelerator(NodeSlice.from_json(json.dumps(CORAL | {"mean_ms": {"resnet50": 100.0}, "cv": 0.0})))
     first, cancelled, last = (accelerator.submit("resnet50", IMAGE, {}) for _ in range(3))
