@@ -238,7 +238,7 @@ class Replay:
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["put", "put", "take", "answered", "gave_up", "predict", "predict", "take_all"]),
+        st.sampled_from(["put", "put", "take", "answered", "gave_up", "abandon", "predict", "predict", "take_all"]),
         st.sampled_from(sorted(SERVICE_S)),
         st.floats(0.0, 2.0),
         st.floats(0.0, 0.4) | st.just(0.0),
@@ -270,11 +270,16 @@ def _require_predictions_of_a_replay(steps, connections, discipline, exact):
             taken = state.take(now_s)
             assert taken is naive.waiting.pop(0)
             naive.sent.append((taken, now_s))
-        elif step in ("answered", "gave_up") and naive.sent:
-            ended, _ = naive.sent.pop(which % len(naive.sent))
+        elif step in ("answered", "gave_up", "abandon") and naive.sent:
+            ended, sent_s = naive.sent.pop(which % len(naive.sent))
             if step == "answered":
                 state.answered(ended, now_s, 0.01)
                 naive.free_s = now_s - OVERHEAD_S / 2
+            elif step == "abandon":
+                state.abandon(ended, now_s)
+                start_s = max(sent_s + OVERHEAD_S / 2, naive.free_s)
+                if start_s <= now_s:
+                    naive.free_s = start_s + SERVICE_S[ended.task.model_name]
             else:
                 state.gave_up(ended)
         elif step == "take_all":
