@@ -3,7 +3,7 @@
 from typing import Any, Dict, List, Optional, Sequence, Union
 
 from inference_server.backend import IMAGE_BYTES
-from inference_server.inference_call import BINARY_TYPE, JSON_TYPE
+from inference_server.inference_call import BINARY_TYPE, JSON_TYPE, MAX_BODY_BYTES
 
 Document = Dict[str, Any]
 Responses = Dict[Union[int, str], Document]
@@ -57,9 +57,9 @@ INFER_RESPONSES: Responses = {
     400: error("Malformed: which field, and what was expected."),
     404: error("No such model here; the known ones are listed."),
     408: error("The body did not end in time."),
-    413: error("The body is larger than 4 MiB."),
+    413: error(f"The body is larger than {MAX_BODY_BYTES >> 10} KiB."),
     500: error("The inference failed; the server's log says more."),
-    503: retry_later("The queue is full or the accelerator is gone."),
+    503: retry_later("The queue or the memory for bodies is full, or the accelerator is gone."),
 }
 
 HEALTH_RESPONSES: Responses = {

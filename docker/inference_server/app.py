@@ -14,12 +14,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from inference_server import api_document
 from inference_server.accelerator import BaseAccelerator, InferenceResult
 from inference_server.backend import AcceleratorGone, InvalidRequest, OutOfMemory, QueueFull
-from inference_server.inference_call import Refusal, quoted, read_call
+from inference_server.inference_call import RETRY_AFTER_S, BodyBudget, Refusal, quoted, read_call
 from inference_server.metrics import CONTENT_TYPE, UNKNOWN_MODEL, ServerMetrics
 
 logger = logging.getLogger(__name__)
-
-RETRY_AFTER_S = 1
 
 
 def create_app(
@@ -88,15 +86,18 @@ class _Routes:
         self._accelerator = accelerator
         self._watchdog_s = watchdog_s
         self._metrics = ServerMetrics(accelerator)
+        self._bodies = BodyBudget()
 
     async def infer(self, request: Request) -> Response:
         """Classify one image of 224 x 224 RGB pixels, sent in base64 in JSON or as raw bytes."""
         model = UNKNOWN_MODEL
         try:
-            call = await read_call(request)
+            call = await read_call(request, self._bodies)
             self._require_served(call.model)
             model = call.model
-            result = await self._result(request, model, call.image())
+            image = call.image()
+            del call  # the text of an image need not wait with it
+            result = await self._result(request, model, image)
         except Refusal as refusal:
             self._metrics.request_answered(model, refusal.status)
             return JSONResponse({"detail": refusal.detail}, refusal.status, headers=refusal.headers())

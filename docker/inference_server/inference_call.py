@@ -3,15 +3,17 @@
 import asyncio
 import base64
 import json
-from typing import Dict, List, NamedTuple, Optional
+from contextlib import contextmanager
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional
 
 from starlette.requests import ClientDisconnect, Request
 
 from inference_server.backend import IMAGE_BYTES
 
-MAX_BODY_BYTES = 4 * 1024 * 1024
-MAX_JSON_BYTES = 1280 * 1024  # every character of the image's base64 as \\u0041; more only keeps the interpreter busy
+MAX_BODY_BYTES = 320 * 1024  # an image takes 147 KiB, and 196 KiB in base64
+MAX_BODIES_BYTES = 32 * 1024 * 1024  # of all requests together while they are received; the queue bounds what comes after
 BODY_TIMEOUT_S = 10.0
+RETRY_AFTER_S = 1
 JSON_TYPE = "application/json"
 BINARY_TYPE = "application/octet-stream"
 LONGEST_QUOTE = 80
@@ -67,18 +69,47 @@ class InferenceCall(NamedTuple):
         return _require_image_size("input", decoded)
 
 
-async def read_call(request: Request) -> InferenceCall:
+class BodyBudget:
+    """Memory for the bodies that are being received, shared by all requests of one event loop."""
+
+    def __init__(self) -> None:
+        self._held_bytes = 0
+
+    @contextmanager
+    def part(self) -> Iterator[Callable[[int], None]]:
+        """A function that takes so many bytes more; all are given back when the block ends.
+
+        Raises:
+            Refusal: 503, the function was asked for more than is left.
+        """
+        taken_bytes = 0
+
+        def take(size_bytes: int) -> None:
+            nonlocal taken_bytes
+            if self._held_bytes + size_bytes > MAX_BODIES_BYTES:
+                reason = f"the bodies that are being received hold {MAX_BODIES_BYTES >> 20} MiB, no more can be taken"
+                raise Refusal(503, reason, RETRY_AFTER_S)
+            self._held_bytes += size_bytes
+            taken_bytes += size_bytes
+
+        try:
+            yield take
+        finally:
+            self._held_bytes -= taken_bytes
+
+
+async def read_call(request: Request, budget: BodyBudget) -> InferenceCall:
     """Read a request to /infer, never holding more than `MAX_BODY_BYTES` and a chunk of its body.
 
     Raises:
-        Refusal: 400 malformed, 408 not ended in time, 413 too large, 499 the client went away meanwhile.
+        Refusal: 400 malformed, 408 not ended in time, 413 too large, 499 the client went away meanwhile, 503 no memory now.
     """
     content_type = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
     if content_type not in (JSON_TYPE, BINARY_TYPE):
         found = quoted(content_type) if content_type else "none"
         raise Refusal(400, f"Content-Type: expected {JSON_TYPE} or {BINARY_TYPE}, got {found}")
     try:
-        body = await asyncio.wait_for(_read_body(request), BODY_TIMEOUT_S)
+        body = await asyncio.wait_for(_read_body(request, budget), BODY_TIMEOUT_S)
     except asyncio.TimeoutError as error:  # it would hold its memory, and keep the server from ending
         raise Refusal(408, f"body: expected within {BODY_TIMEOUT_S:g} s, it has not ended yet") from error
     if content_type == JSON_TYPE:
@@ -94,7 +125,7 @@ def quoted(text: str) -> str:
     return ascii(text if len(text) <= LONGEST_QUOTE else text[:LONGEST_QUOTE] + "...")
 
 
-async def _read_body(request: Request) -> bytes:
+async def _read_body(request: Request, budget: BodyBudget) -> bytes:
     announced = request.headers.get("content-length")
     if announced is not None:
         if not announced.isdigit():
@@ -104,19 +135,19 @@ async def _read_body(request: Request) -> bytes:
     chunks: List[bytes] = []
     size = 0
     try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > MAX_BODY_BYTES:
-                raise Refusal(413, f"body: expected at most {MAX_BODY_BYTES} bytes, got more")
-            chunks.append(chunk)
+        with budget.part() as take:
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > MAX_BODY_BYTES:
+                    raise Refusal(413, f"body: expected at most {MAX_BODY_BYTES} bytes, got more")
+                take(len(chunk))
+                chunks.append(chunk)
+            return b"".join(chunks)
     except ClientDisconnect as error:
         raise Refusal(499, "the client went away") from error
-    return b"".join(chunks)
 
 
 def _from_json(body: bytes) -> InferenceCall:
-    if len(body) > MAX_JSON_BYTES:
-        raise Refusal(400, f"body: expected at most {MAX_JSON_BYTES} bytes of JSON, got {len(body)}")
     try:
         fields = json.loads(body, parse_int=float)  # Python 3.6 takes seconds for an integer of a million digits
     except (ValueError, RecursionError) as error:

@@ -8,9 +8,11 @@ from typing import Any, Callable, List, Optional
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.responses import JSONResponse
 
 KEEP_ALIVE_S = 75  # longer than the pauses of any client that keeps its connections
 MAX_HEAD_BYTES = 64 * 1024
+MAX_HEADERS = 100
 
 try:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -46,6 +48,37 @@ else:
     HTTP = BoundedHttpTools
 
 
+class BoundedHeads:
+    """An ASGI application that refuses requests whose head is too long.
+
+    The classes that read HTTP limit only a head that is still open, and one of up to 256 KiB may come whole in a single piece.
+
+    Args:
+        app: the application that gets the others.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer with 400, or hand over."""
+        problem = _head_problem(scope) if scope["type"] == "http" else None
+        if problem is None:
+            await self._app(scope, receive, send)
+        else:
+            await JSONResponse({"detail": problem}, 400, headers={"Connection": "close"})(scope, receive, send)
+
+
+def _head_problem(scope: Any) -> Optional[str]:
+    headers = scope["headers"]
+    if len(headers) > MAX_HEADERS:
+        return f"headers: expected at most {MAX_HEADERS}, got {len(headers)}"
+    size_bytes = len(scope["path"]) + len(scope["query_string"]) + sum(len(name) + len(value) for name, value in headers)
+    if size_bytes > MAX_HEAD_BYTES:
+        return f"request line and headers: expected at most {MAX_HEAD_BYTES} bytes, got {size_bytes}"
+    return None
+
+
 class AnnouncedServer(uvicorn.Server):
     """A uvicorn server that says when it really accepts connections.
 
@@ -57,7 +90,7 @@ class AnnouncedServer(uvicorn.Server):
     def __init__(self, app: FastAPI, host: str, port: int, on_ready: Optional[Callable[[], None]] = None) -> None:
         super().__init__(
             uvicorn.Config(
-                app,
+                BoundedHeads(app),
                 host=host,
                 port=port,
                 http=HTTP,

@@ -18,6 +18,7 @@ from inference_server.main import InvalidVariable, settings_from
 from tests.docker.servers import DOCKER, PATIENCE_S, Client
 
 IMAGE = b"\7" + bytes(IMAGE_BYTES - 1)
+JSON = {"Content-Type": "application/json"}
 PROGRAM = """
     import ctypes, os, time
     from inference_server import Backend
@@ -187,6 +188,27 @@ def test_library_that_aborts_ends_the_process_by_its_signal_and_the_log_says_in_
     assert (server.process.returncode, out) == (-signal.SIGABRT, "")
     assert "Fatal Python error: Aborted" in err
     assert "in infer" in err
+
+
+def test_what_clients_send_is_not_raw_in_the_log(start):
+    server = start(LOG_LEVEL="DEBUG").ready()
+    wild = "\x1b[31mred\u202e"
+    binary = {"Content-Type": "application/octet-stream"}
+    client = server.client
+    assert client.request("POST", "/infer?model=%1B%5B31mred%0Aroot", IMAGE, binary).status == 404
+    assert client.request("POST", "/infer", json.dumps({"model": wild + "\n", "input": wild}), JSON).status == 404
+    assert client.request("POST", "/infer", b"\x1b[31m\r\n{", JSON).status == 400
+    assert client.request("POST", "/infer", IMAGE, {"Content-Type": "\x1b[31mred"}).status == 400
+    for line in (b"GET /\x1b[31m HTTP/1.1", b"\x1b[31mred", b"POST /infer HTTP/1.1\r\nContent-Length: \x1b[31m"):
+        with socket.create_connection(("127.0.0.1", client.port), PATIENCE_S) as connection:
+            connection.sendall(line + b"\r\nHost: x\r\n\r\n")
+            assert connection.recv(9) == b"HTTP/1.1 "
+    server.process.send_signal(signal.SIGTERM)
+    out, err = server.process.communicate(timeout=PATIENCE_S)
+    assert (server.process.returncode, out) == (0, "")
+    assert "\x1b" not in err
+    assert "\u202e" not in err
+    assert all(json.loads(line)["node"] == "fake1" for line in err.splitlines())
 
 
 def test_without_models_it_says_so_instead_of_ending(start, tmp_path):
