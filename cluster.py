@@ -4,9 +4,10 @@
 travels; placing, retrying and ending a task are the same code here.
 """
 
+import re
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from time import perf_counter
 from types import MappingProxyType
@@ -18,10 +19,50 @@ from scheduler import BaseScheduler, Node
 from settings import Settings
 from slo_monitor import verdict
 from task import Decision, Device, Outcome, PowerSample, Task, TaskResult
-from utils import HarnessError
+from utils import HarnessError, printable
 
 _ROUNDING_S = 1e-6
 """More than rounding makes of the sum of what waits in a queue."""
+_LEAST_ALIKE = 3
+"""Letters and digits of a model's name that tell it from others."""
+
+
+def model_mismatches(nodes: Iterable[NodeState], models: Sequence[str]) -> list[str]:
+    """A sentence on each model that no node can be given, and on each node that is up and can be given less than half of them.
+
+    Also on nodes that list a model by a name much like one of these, or one of these that the profile has no latency of.
+
+    Args:
+        nodes: the nodes, those that are up with the models that they list.
+        models: those of the scenario.
+    """
+    lines = []
+    up = [node for node in nodes if node.up]
+    for node in up:
+        listed, missing = node.view.models, [model for model in models if model not in node.offers]
+        alike = [
+            f"{printable(theirs)!r} may be {ours}"
+            for ours in missing
+            for theirs in sorted(listed.difference(models))
+            if _is_much_alike(ours, theirs)
+        ]
+        unknown = [f"the profile has no latency of {model} there" for model in missing if model in listed]
+        if alike or unknown or 2 * len(missing) > len(models):
+            lines.append(
+                f"{node.name} can be given {len(models) - len(missing)} of the {len(models)} models of the scenario, "
+                f"{', '.join(models)}; its /health lists {printable(', '.join(sorted(listed))) or 'none'}"
+                + "".join(f"; {remark}" for remark in (*alike, *unknown))
+            )
+    lines += [
+        f"no node can be given {model}: its tasks will fail" for model in models if not any(model in node.offers for node in up)
+    ]
+    return lines
+
+
+def _is_much_alike(ours: str, theirs: str) -> bool:
+    """Whether two names of models differ in case, signs or what stands around ours alone: resnet50, ResNet-50_v1, resnet."""
+    ours, theirs = (re.sub(r"[\W_]", "", name).lower() for name in (ours, theirs))
+    return ours in theirs or (len(theirs) >= _LEAST_ALIKE and ours.startswith(theirs))
 
 
 class Cluster(ABC):

@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 
 from rich.console import Console
 
-from cluster import Cluster
+from cluster import Cluster, model_mismatches
 from command_line import EXIT_INTERRUPTED, OptionParser, StopSignal, count, seconds, seed, stoppable
 from comparison.repeats import repeats_table
 from console import Progress, print_repeats, print_summary
@@ -451,7 +451,15 @@ def _measure_on_wall_clock(
         _await_power(power, names, settings, lambda: stop.received)
     say_power_metrics(power.metrics(settings.power.max_age_s), command.say)
     progress = nullcontext() if options.quiet else Progress(command.console, one.cluster, one.monitor, power, settings)
-    return one.measure(WallClock(settings, power, nodes, progress, command.say, metrics.idle_power).measured)
+    clock = WallClock(settings, power, nodes, progress, command.say, metrics.idle_power)
+
+    def measured(cluster: HttpCluster, load: Callable[[], None]) -> dict[str, Any]:
+        one.warnings += (mismatches := model_mismatches(cluster.nodes, settings.models))
+        for line in mismatches:
+            command.say(line)
+        return clock.measured(cluster, load)
+
+    return one.measure(measured)
 
 
 def _finish_repeats(summaries: Mapping[Path, dict[str, Any]], output: Path, console: Console) -> None:

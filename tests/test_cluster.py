@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import node_queue
+from cluster import model_mismatches
 from deadline_adapter import DeadlineAdapter
 from main_pregenerated import run_experiment
 from mobility.mobility_manager import MobilityManager
@@ -368,6 +369,52 @@ def test_node_that_is_always_busy_has_a_busy_fraction_near_one_and_schedulers_ne
         seen.append(state.fill(make_task(), 0.1 * step, 0.0).busy_fraction)
     assert seen[-1] == pytest.approx(1.0, abs=0.02)
     assert max(seen) <= 1.0
+
+
+# What nodes serve of what the scenario wants.
+
+SCENARIO = ("mobilenet", "resnet50", "vgg16", "efficientnet")
+ALL_PROFILED = small_profile({name: dict.fromkeys(SCENARIO, 10.0) for name in ("coral1", "hailo1")})
+
+
+def mismatches(*listed, profile=ALL_PROFILED, models=SCENARIO):
+    cluster = VirtualCluster(profile, default_settings(), FirstOffered(default_settings(), rng()))
+    for node, names in zip(cluster.nodes, listed, strict=False):
+        cluster._came_up(node, frozenset(names))
+    return model_mismatches(cluster.nodes, models)
+
+
+def test_nodes_that_serve_at_least_half_of_the_models_are_not_spoken_of():
+    assert mismatches(SCENARIO, SCENARIO[:2]) == []
+    assert mismatches((*SCENARIO, "lenet", "MobileNet"), SCENARIO) == []
+
+
+def test_node_that_serves_none_or_few_is_named_with_its_names_and_ours():
+    few, none = mismatches(["vgg16", "lenet"], [])[:2]
+    assert few.startswith("coral1 can be given 1 of the 4 models of the scenario, mobilenet, resnet50, vgg16, efficientnet; ")
+    assert few.endswith("; its /health lists lenet, vgg16")
+    assert none.startswith("hailo1 can be given 0 of the 4 models") and none.endswith("its /health lists none")
+
+
+@pytest.mark.parametrize("theirs", ["ResNet50", "RESNET50", "resnet-50", "resnet_50_v1", "tf_resnet50", "resnet"])
+def test_name_that_is_much_like_ours_is_set_beside_it(theirs):
+    (line,) = mismatches(["mobilenet", "vgg16", "efficientnet", theirs], SCENARIO)
+    assert line.endswith(f"; '{theirs}' may be resnet50")
+
+
+def test_model_that_no_node_can_be_given_is_named():
+    assert mismatches(SCENARIO[:3], SCENARIO[:3]) == ["no node can be given efficientnet: its tasks will fail"]
+
+
+def test_model_that_the_node_has_and_the_profile_does_not_is_named():
+    profile = small_profile({"coral1": {"resnet50": 10.0, "mobilenet": 5.0}, "hailo1": dict.fromkeys(SCENARIO, 10.0)})
+    (line,) = mismatches(["mobilenet", "resnet50", "vgg16"], SCENARIO, profile=profile, models=SCENARIO[:3])
+    assert line.endswith("; the profile has no latency of vgg16 there")
+
+
+def test_names_of_others_are_shown_in_one_line():
+    (line, *_) = mismatches(["a\nb\x1b[31m"], SCENARIO)
+    assert line.isprintable()
 
 
 # Placing and retrying, in virtual time.
