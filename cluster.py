@@ -19,7 +19,7 @@ from scheduler import BaseScheduler, Node
 from settings import Settings
 from slo_monitor import verdict
 from task import Decision, Device, Outcome, PowerSample, Task, TaskResult
-from utils import HarnessError, printable
+from utils import HarnessError, StopRequested, printable
 
 _ROUNDING_S = 1e-6
 """More than rounding makes of the sum of what waits in a queue."""
@@ -256,14 +256,16 @@ class Cluster(ABC):
         started = perf_counter() if self.measures_decisions else 0.0
         try:
             chosen = self._scheduler.schedule(task, offered)
-        except Exception as error:  # the policy may be the user's own: whatever it raises ends the run and is named
+            duration_s = perf_counter() - started if self.measures_decisions else None
+            state = self._state_of.get(chosen.name) if isinstance(chosen, Node) else None
+        except StopRequested:
+            raise
+        except BaseException as error:  # the policy may be the user's own: whatever it raises ends the run and is named
             at = traceback.extract_tb(error.__traceback__)[-1]
-            self._policy_failed(request, f"raised {type(error).__name__}: {error} at {at.filename}:{at.lineno}")
+            self._policy_failed(request, f"raised {type(error).__name__}: {_text(str, error)} at {at.filename}:{at.lineno}")
             return
-        duration_s = perf_counter() - started if self.measures_decisions else None
-        state = self._state_of.get(getattr(chosen, "name", ""))
         if state is None or state.view is not chosen or state.name in request.tried or task.model_name not in state.offers:
-            self._policy_failed(request, f"returned {chosen!r}, which is none of the nodes it was offered")
+            self._policy_failed(request, f"returned {_text(repr, chosen)}, which is none of the nodes it was offered")
             return
         request.attempts += 1
         request.node_name = state.name
@@ -336,3 +338,11 @@ class Cluster(ABC):
             else:
                 request.error = "drain_timeout"
                 self._end(request, Outcome.LATE if self.now_s() > deadline_s else Outcome.FAILED)
+
+
+def _text(convert: Callable[[object], str], value: object) -> str:
+    """The text of something of a user's own policy, which may raise whatever it likes."""
+    try:
+        return convert(value)
+    except BaseException:  # no reason to lose what the policy did
+        return f"a {type(value).__name__} without a text"

@@ -1,14 +1,18 @@
-"""What the command lines share: options that are checked, the wish to stop, exit statuses, and one line for what went wrong."""
+"""What the command lines share: checked options, the stop request, standard streams that may break, and exit statuses."""
 
 import argparse
+import errno
 import logging
 import math
+import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
+from typing import Any, NoReturn, TextIO, cast
 
-from utils import HarnessError, Interrupted, UsageError
+from utils import HarnessError, Interrupted, StopRequested, UsageError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -55,43 +59,147 @@ def count(text: str) -> int:
 
 
 class StopSignal:
-    """Turns SIGINT and SIGTERM into a wish that is looked at where stopping is safe."""
+    """Records SIGINT, SIGTERM and SIGHUP as a stop request, polled where stopping is safe.
+
+    The third SIGINT raises StopRequested wherever the program is: nothing may keep it from ending.
+    """
 
     def __init__(self) -> None:
         self.received = False
-        self._tell: Callable[[], None] | None = None
+        self._interrupts = 0
+        self.on_stop: Callable[[], None] | None = None
 
     def install(self) -> None:
-        """Take over both signals."""
+        """Take over the signals; a SIGHUP that is ignored (`nohup`) stays so."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._on_signal)
 
-    def tell(self, stop: Callable[[], None]) -> None:
-        """Call `stop`, from the signal handler, when the wish comes; at once if it has come."""
-        self._tell = stop
-        if self.received:
+    def tell(self, stop: Callable[[], None], at_once: bool = True) -> None:
+        """Call `stop`, from the signal handler, when a stop request comes; now, if one has come and `at_once` says so."""
+        self.on_stop = stop
+        if self.received and at_once:
             stop()
 
     def _on_signal(self, number: int, frame: object) -> None:
         self.received = True
-        if self._tell:
-            self._tell()
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 2:
+            raise StopRequested
+        if self.on_stop:
+            self.on_stop()
+
+
+@contextmanager
+def interruptible(stop: StopSignal, by_earlier: bool = True) -> Iterator[None]:
+    """Inside, a stop request raises StopRequested at once, `by_earlier` also one that came before."""
+    before = stop.on_stop
+    try:
+        stop.tell(_raise_stop, by_earlier)
+        yield
+    finally:
+        stop.on_stop = before
+
+
+@contextmanager
+def uninterruptible(stop: StopSignal) -> Iterator[None]:
+    """Inside, a stop request waits; afterwards it does what it would have done before."""
+    before = stop.on_stop
+    stop.on_stop = None
+    yield
+    if before:
+        stop.tell(before)
+
+
+def _raise_stop() -> None:
+    raise StopRequested
+
+
+class _Output:
+    """A standard stream that may break (a closed pipe or terminal, a full disk): what follows is dropped, and nothing raised."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.error: OSError | None = None
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")  # a terminal that knows no dash shows a question mark
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, action: Callable[..., object], *arguments: str) -> None:
+        if self.error or self._stream.closed:
+            return
+        try:
+            action(*arguments)
+        except OSError as error:
+            self.error = error
+            with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())  # what the stream still holds goes there, at the latest at exit
+
+
+@contextmanager
+def _standard_streams() -> Iterator[_Output]:
+    """Inside, standard output and error never raise; the first of them."""
+    before = sys.stdout, sys.stderr
+    with open(os.devnull, "w") as nowhere:  # a stream that was closed before the start is None
+        output, errors = _Output(before[0] or nowhere), _Output(before[1] or nowhere)
+        sys.stdout, sys.stderr = cast(TextIO, output), cast(TextIO, errors)
+        try:
+            yield output
+        finally:
+            output.flush()
+            errors.flush()
+            sys.stdout, sys.stderr = before
 
 
 def exit_status(program: str, run: Callable[[], int]) -> int:
     """The status of `run`, or of the error that ended it, which is then told in one line on standard error."""
+    with _standard_streams() as output:
+        status, line = _status_and_line(run)
+        output.flush()
+        if output.error and output.error.errno not in (errno.EPIPE, errno.EIO):  # nobody reads it any more: no matter
+            line = line or f"standard output cannot be written any more: {output.error.strerror}"
+        if line:
+            print(f"{program}: {line}", file=sys.stderr)
+    return status
+
+
+def _status_and_line(run: Callable[[], int]) -> tuple[int, str]:
+    """The exit status of `run`, and what to say of the error that ended it."""
     try:
-        return run()
+        return run(), ""
     except HarnessError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        if isinstance(error, Interrupted):
-            return EXIT_INTERRUPTED
-        return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
+        interrupted = EXIT_INTERRUPTED if isinstance(error, Interrupted) else EXIT_FAILED
+        return EXIT_USAGE if isinstance(error, UsageError) else interrupted, str(error)
+    except StopRequested:
+        return EXIT_INTERRUPTED, "interrupted"
+    except MemoryError:
+        return EXIT_FAILED, "memory is not enough: expected a shorter run, fewer devices or less load, or more memory"
+    except OSError as error:
+        if error.errno not in _NO_RESOURCES:
+            raise
+        return EXIT_FAILED, f"this machine gives the process no more: {error.strerror} (see ulimit -a)"
+
+
+_NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 
 
 def stoppable(program: str, run: Callable[[StopSignal], int]) -> int:
-    """`exit_status` of a program that looks at the wish to stop; warnings go to standard error as they are."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    """`exit_status` of a program that looks at the stop request; warnings go to standard error as they are."""
     stop = StopSignal()
     stop.install()
-    return exit_status(program, lambda: run(stop))
+
+    def run_stoppable() -> int:
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        return run(stop)
+
+    return exit_status(program, run_stoppable)

@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from command_line import OptionParser, StopSignal, count, positive, seconds, seed, stoppable
+from command_line import OptionParser, StopSignal, count, interruptible, positive, seconds, seed, stoppable
 from report import write_comparison_report
 from scheduler import SCHEDULERS
 from settings import load_settings
@@ -34,8 +34,8 @@ from sweep.cells import Cell, Result
 from sweep.record import Sweep, SweepOptions, begun, resumed
 from sweep.store import CellStore
 from sweep.tables import run_sweep, write_tables
-from sweep.workers import Workers, interruptible, require_backend
-from utils import Interrupted, UsageError
+from sweep.workers import Workers, require_backend
+from utils import Interrupted, StopRequested, UsageError
 
 PROGRAM = "compare_schedulers.py"
 DEFAULT_SEEDS, DEFAULT_FIRST_SEED = 10, 42
@@ -151,18 +151,20 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignal) -> int:
     require_backend(options.backend)
     if options.dask_scheduler and options.backend != "dask":
         raise UsageError(f"--dask-scheduler: only with --backend dask, found --backend {options.backend}")
-    sweep = _sweep_of(options)
+    with interruptible(stop):
+        sweep = _sweep_of(options)
     store = CellStore(sweep.folder / "cells", _say_with(console))
     shown = CellProgress(console, options.quiet)
     try:
-        with shown, Workers(options.jobs or joblib.cpu_count(), options.backend, options.dask_scheduler, stop) as workers:
+        jobs = options.jobs or joblib.cpu_count()
+        with shown, Workers(jobs, options.backend, options.dask_scheduler, stop) as workers, interruptible(stop):
             done = run_sweep(sweep.plan, lambda cells: finish(store, workers, shown, cells))
         with interruptible(stop):
             content = write_tables(sweep, done)
             print_comparison(console, content, done.cells, sweep.folder)
             if options.report:
                 console.print(Text(f"report: {write_comparison_report(sweep.folder)}"), soft_wrap=True)
-    except KeyboardInterrupt:
+    except StopRequested:
         go_on = shlex.join(["python3", PROGRAM, "--resume", str(sweep.folder)])
         raise Interrupted(f"interrupted; {shown}; go on with: {go_on}") from None
     return 0

@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 from rich.console import Console
 
 from cluster import Cluster, model_mismatches
-from command_line import EXIT_INTERRUPTED, OptionParser, StopSignal, count, seconds, seed, stoppable
+from command_line import EXIT_INTERRUPTED, OptionParser, StopSignal, count, interruptible, seconds, seed, stoppable
 from comparison.repeats import repeats_table
 from console import Progress, print_repeats, print_summary
 from deadline_adapter import DeadlineAdapter
@@ -361,33 +361,35 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignal) -> int:
     Raises:
         HarnessError: a run could not be done.
     """
-    settings = _settings_of(options)
-    profile = load_profile(settings.performance_profile)
-    require_known_models(settings, profile.latency)
-    create_scheduler(settings.scheduler, settings, random_stream(settings.seed, "policy"))  # refused now rather than later
-    if options.prometheus_url:
-        options.prometheus_url = require_url("--prometheus-url", options.prometheus_url)
 
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    workers = discover_workers(list(profile.nodes), say, lambda: stop.received) if options.discover else WORKERS
-    kind, notice = choose_cluster(options.cluster, workers)
-    if kind == "workers":
-        require_worker_urls(workers)
-    if options.repeat > 1 and kind == "simulated" and options.trace:
-        raise UsageError("--repeat: a replay in virtual time gives the same numbers each time; leave --repeat or --trace out")
-    last_settings = settings.replace(seed=settings.seed + options.repeat - 1) if kind == "simulated" else settings
-    settings, scenario = build_scenario(settings, options.trace, options.duration)
-    if options.save_trace:
-        save_trace(scenario.trace, options.save_trace)
+    with interruptible(stop):
+        settings = _settings_of(options)
+        profile = load_profile(settings.performance_profile)
+        require_known_models(settings, profile.latency)
+        create_scheduler(settings.scheduler, settings, random_stream(settings.seed, "policy"))  # refused now rather than later
+        if options.prometheus_url:
+            options.prometheus_url = require_url("--prometheus-url", options.prometheus_url)
+        workers = discover_workers(list(profile.nodes), say, lambda: stop.received) if options.discover else WORKERS
+        kind, notice = choose_cluster(options.cluster, workers)
+        if kind == "workers":
+            require_worker_urls(workers)
+        if options.repeat > 1 and kind == "simulated" and options.trace:
+            raise UsageError("--repeat: a replay in virtual time gives the same numbers each time; leave --repeat or --trace out")
+        last_settings = settings.replace(seed=settings.seed + options.repeat - 1) if kind == "simulated" else settings
+        settings, scenario = build_scenario(settings, options.trace, options.duration)
+        if options.save_trace:
+            save_trace(scenario.trace, options.save_trace)
     if notice:
         say(notice)
     command = _Command(options, console, stop, kind, profile, workers)
     summaries: dict[Path, dict[str, Any]] = {}
     for seed_ in range(settings.seed, last_settings.seed + 1) if kind == "simulated" else [settings.seed] * options.repeat:
         if seed_ != settings.seed:
-            settings, scenario = build_scenario(settings.replace(seed=seed_), None, None)
+            with interruptible(stop):
+                settings, scenario = build_scenario(settings.replace(seed=seed_), None, None)
         folder, summary = _one_run(command, settings, scenario)
         summaries[folder.summary] = summary
         if summary["interrupted"]:
@@ -406,7 +408,8 @@ def _one_run(command: _Command, settings: Settings, scenario: Scenario) -> tuple
         summary = measure(command, settings, scenario, folder, stack)
     print_summary(command.console, summary, folder.path)
     if not command.options.no_report:
-        command.say(f"report: {write_run_report(folder.path)}")
+        with interruptible(command.stop, by_earlier=False):
+            command.say(f"report: {write_run_report(folder.path)}")
     if command.kind != "simulated" and (problem := annotate_in_grafana(summary, os.environ)):
         command.say(problem)
     return folder, summary

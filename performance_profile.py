@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 import yaml
 from pydantic import AwareDatetime, Field, model_validator
 
-from utils import StrictModel, UsageError, read_yaml, validated
+from utils import StrictModel, UsageError, YamlDumper, read_yaml, validated
 
 Provenance = Literal["measured", "published", "estimated", "mixed"]
 
@@ -229,7 +229,7 @@ def profile_text(profile: PerformanceProfile, comment: Sequence[str]) -> str:
         comment: lines at the top of the file; what cannot be printed becomes a question mark.
     """
     content = profile.model_dump(exclude_defaults=True)
-    table = yaml.safe_dump(content, default_flow_style=None, sort_keys=False, allow_unicode=True, width=150)
+    table = yaml.dump(content, Dumper=YamlDumper, default_flow_style=None, sort_keys=False, allow_unicode=True, width=150)
     printable = ("".join(sign if sign.isprintable() else "?" for sign in line) for line in comment)
     return "".join(f"# {line}\n" for line in printable) + table
 

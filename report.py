@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from command_line import OptionParser, exit_status
+from command_line import OptionParser, StopSignal, interruptible, stoppable
 from utils import UsageError
 
 
@@ -87,12 +87,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--png", action="store_true", default=None, help="write the figures as PNG of 300 dpi too, as a comparison does anyway"
     )
 
-    def run() -> int:
+    def run(stop: StopSignal) -> int:
         options = parser.parse_args(arguments)
-        print(write_report(options.folder, options.output, options.png))
+        with interruptible(stop):
+            print(write_report(options.folder, options.output, options.png))
         return 0
 
-    return exit_status("report.py", run)
+    return stoppable("report.py", run)
 
 
 if __name__ == "__main__":

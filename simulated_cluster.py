@@ -142,7 +142,7 @@ class SimulatedCluster(Cluster):
     def advance_to(self, time_s: float) -> bool:
         """Let everything happen that is due by `time_s`."""
         events = self._events
-        while events and events[0][0] <= time_s:
+        while events and events[0][0] <= time_s and not self._stop:
             self._happen()
         self._now_s = max(self._now_s, time_s)
         return not self._stop

@@ -7,14 +7,17 @@ import functools
 import json
 import logging
 import os
+import re
+import reprlib
+import stat
 import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Annotated, Any, TypeVar
+from typing import IO, Annotated, Any, BinaryIO, TypeVar
 
 import numpy as np
 import yaml
@@ -25,11 +28,15 @@ logger = logging.getLogger(__name__)
 PROJECT_ROOT = Path(__file__).resolve().parent
 
 
+_LONGEST_ERROR = 4000
+
+
 class HarnessError(Exception):
     """A run could not be done; its text, made one line, is for the person at the terminal (exit status 1)."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(_escaped(" ".join(line.strip() for line in text.splitlines())))
+        line = _escaped(" ".join(line.strip() for line in text.splitlines()))
+        super().__init__(line if len(line) <= _LONGEST_ERROR else f"{line[:_LONGEST_ERROR]} …")
 
 
 class UsageError(HarnessError):
@@ -38,6 +45,10 @@ class UsageError(HarnessError):
 
 class Interrupted(HarnessError):
     """The person asked the run to stop before it had a result to keep (exit status 130)."""
+
+
+class StopRequested(KeyboardInterrupt):
+    """A stop request that ends what is running at once; no KeyboardInterrupt of a user's own code is one."""
 
 
 def write_failure(what: str, error: OSError) -> HarnessError:
@@ -79,25 +90,84 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 
+MOST_YAML_BYTES, MOST_YAML_VALUES = 2**20, 100_000
 Key = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
-    """Content of a YAML file whose top is a mapping, and the line (from 1) on which each key stands.
+@contextmanager
+def open_to_read(path: Path, most_bytes: int) -> Iterator[BinaryIO]:
+    """The regular file at `path`; does not wait for the other end of a pipe.
 
     Raises:
-        UsageError: the file is missing, unreadable, not YAML, or its top is not a mapping.
+        UsageError: there is none, it cannot be read, is larger than `most_bytes`, or is a folder, a pipe or a device.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
-        lines = _lines_of_keys(path, root, ())
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode) and not os.path.samestat(found, os.stat(os.devnull)):
+                kind = "a pipe" if stat.S_ISFIFO(found.st_mode) else "a device"
+                raise UsageError(f"{path}: cannot be read: expected a regular file, found {kind}; save what it gives in a file")
+            if found.st_size > most_bytes:
+                raise UsageError(f"{path}: cannot be read: expected at most {most_bytes} bytes, found {found.st_size}")
+            yield file
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from None
+        raise UsageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+class _Yaml12Loader(yaml.SafeLoader):
+    """YAML as the core schema of YAML 1.2 means it: 010 is ten, 1:30, 1_000, yes and a date are text, 1e0 is a number."""
+
+
+def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    text = str(loader.construct_scalar(node))
+    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+
+def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    return float(re.sub(r"\.(?=inf|nan)", "", str(loader.construct_scalar(node)).lower()))
+
+
+_SCALARS_OF_YAML_1_2 = (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("merge", r"<<", "<"),  # of YAML 1.1, but no surprise
+)
+
+
+class YamlDumper(yaml.SafeDumper):
+    """Quotes whatever a reader of YAML 1.1 or of 1.2 would not take for text."""
+
+
+_Yaml12Loader.yaml_implicit_resolvers = {}
+for _name, _pattern, _first in _SCALARS_OF_YAML_1_2:
+    for _user in (_Yaml12Loader, YamlDumper):
+        _user.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_pattern})$"), list(_first))
+_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+_Yaml12Loader.add_constructor("tag:yaml.org,2002:float", _number)
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
+    """Content of a YAML 1.2 file whose top is a mapping, and the line (from 1) on which each key stands.
+
+    Raises:
+        UsageError: the file is missing, unreadable, not YAML, too large, or its top is not a mapping.
+    """
+    with open_to_read(path, MOST_YAML_BYTES) as file:
+        text = file.read().decode()
+    try:
+        loader = _Yaml12Loader(text)
+        root = loader.get_single_node()
+        lines = _LinesOfKeys(path).of(root)
+        content = None if root is None else loader.construct_document(root)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -111,19 +181,36 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
     return content, lines
 
 
-def _lines_of_keys(path: Path, node: yaml.Node | None, at: Key) -> dict[Key, int]:
-    lines: dict[Key, int] = {}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            if (*at, key.value) in lines:
-                raise UsageError(f"{path}:{key.start_mark.line + 1}: key {key.value} stands twice")
-            lines[(*at, key.value)] = key.start_mark.line + 1
-            lines.update(_lines_of_keys(path, value, (*at, key.value)))
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            lines[(*at, index)] = value.start_mark.line + 1
-            lines.update(_lines_of_keys(path, value, (*at, index)))
-    return lines
+class _LinesOfKeys:
+    """Finds the line of every key; refuses a key that stands twice, and more values than any settings hold, aliases included."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lines: dict[Key, int] = {}
+        self._values = 0
+
+    def of(self, root: yaml.Node | None) -> dict[Key, int]:
+        """The lines by key."""
+        self._walk(root, ())
+        return self._lines
+
+    def _walk(self, node: yaml.Node | None, at: Key) -> None:
+        self._values += 1
+        if self._values > MOST_YAML_VALUES:
+            raise UsageError(
+                f"{self._path}: expected at most {MOST_YAML_VALUES} values, found more (an alias counts as all it holds)"
+            )
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                name = key.value if isinstance(key.value, str) else str(key.start_mark)
+                if (*at, name) in self._lines:
+                    raise UsageError(f"{self._path}:{key.start_mark.line + 1}: key {name} stands twice")
+                self._lines[(*at, name)] = key.start_mark.line + 1
+                self._walk(value, (*at, name))
+        elif isinstance(node, yaml.SequenceNode):
+            for index, value in enumerate(node.value):
+                self._lines[(*at, index)] = value.start_mark.line + 1
+                self._walk(value, (*at, index))
 
 
 def validated(model: type[Model], content: dict[str, Any], source: str, lines: dict[Key, int]) -> Model:
@@ -155,11 +242,20 @@ def validated(model: type[Model], content: dict[str, Any], source: str, lines: d
     if error["type"] == "missing":
         raise UsageError(f"{where}: {name} is missing")
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if error["type"] in ("model_type", "dict_type"):
-        message = "a mapping"
-    found = "" if error["type"] == "value_error" else f", found {error['input']!r}"
+    message = _EXPECTED.get(error["type"], message)
+    found = "" if error["type"] == "value_error" else f", found {_SHORT.repr(error['input'])}"
     expected = message if error["type"] == "value_error" else f"expected {message}"
     raise UsageError(f"{where}: {name}: {expected}{found}")
+
+
+_EXPECTED = {
+    "model_type": "a mapping",
+    "dict_type": "a mapping",
+    "bool_type": "true or false",
+    "invalid_key": "a name, in quotation marks where it looks like a number",
+}
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
 
 
 def _known_keys(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:

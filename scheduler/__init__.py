@@ -19,7 +19,7 @@ from scheduler.baseline_schedulers import (
 from scheduler.power_aware_topsis_scheduler import PowerAwareTopsisScheduler
 from scheduler.topsis_scheduler import TopsisScheduler
 from settings import Settings
-from utils import UsageError, did_you_mean
+from utils import StopRequested, UsageError, did_you_mean
 
 __all__ = ["SCHEDULERS", "BaseScheduler", "Node", "Task", "create_scheduler"]
 
@@ -51,7 +51,9 @@ def create_scheduler(name: str, settings: Settings, rng: np.random.Generator) ->
     policy = _own_class(name)
     try:
         return policy(settings, rng)
-    except (Exception, SystemExit) as error:  # the user's code may raise anything; it becomes one line that names the class
+    except StopRequested:
+        raise
+    except BaseException as error:  # the user's code may raise anything; it becomes one line that names the class
         raise UsageError(f"--scheduler: {name} cannot be made: {type(error).__name__}: {error}") from error
 
 
@@ -61,7 +63,9 @@ def _own_class(path: str) -> type[BaseScheduler]:
         sys.path.append(str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # as above: importing runs the user's code
+    except StopRequested:
+        raise
+    except BaseException as error:  # as above: importing runs the user's code
         raise UsageError(f"--scheduler: module {module_name!r} cannot be imported: {type(error).__name__}: {error}") from error
     found = getattr(module, class_name, None)
     if found is None:

@@ -23,7 +23,7 @@ from sweep.cells import Cell, Kind, Result, code_hash
 from task import DISPATCHED, Outcome, TaskResult
 from task_figures import TaskFigures
 from task_generator import scenario_sha256
-from utils import HarnessError, random_stream
+from utils import HarnessError, StopRequested, random_stream
 
 Bools = NDArray[np.bool_]
 
@@ -63,7 +63,9 @@ def run_cell(cell: Cell) -> Ended:
         if code_hash(cell.settings.scheduler) != cell.code:
             raise HarnessError("the source code on this worker is not that with which the sweep was planned")
         return Ended(cell.key, _RUN[cell.kind](cell))
-    except Exception as error:  # whatever a cell dies of ends the sweep with one line that names the cell
+    except StopRequested:
+        raise
+    except BaseException as error:  # whatever a cell dies of ends the sweep with one line that names the cell
         what = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
         return Ended(cell.key, None, f"cell {cell.name}: {what}")
 

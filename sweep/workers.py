@@ -6,14 +6,14 @@ import logging
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from multiprocessing import resource_tracker
 from typing import Any, Self
 
 import joblib
 
-from command_line import StopSignal
+from command_line import StopSignal, interruptible, uninterruptible
 from sweep.cells import Cell, Result
 from sweep.computation import Ended, run_cell
 from utils import HarnessError, UsageError, did_you_mean
@@ -60,20 +60,23 @@ class Workers:
 
         Raises:
             HarnessError: a cell could not be run, or the workers are lost.
-            KeyboardInterrupt: the wish to stop came; cells that were running are lost.
+            StopRequested: the wish to stop came; cells that were running are lost.
         """
         by_key = {cell.key: cell for cell in cells}
-        with _deaf_to_ctrl_c(), joblib.parallel_config(backend=self._backend, n_jobs=self._jobs, **self._parameters):
-            parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs", max_nbytes=None)
-            ended = parallel(joblib.delayed(run_cell)(cell) for cell in cells)
-        try:
+        with ExitStack() as begun:
+            with uninterruptible(self._stop):
+                ended = self._begin(cells)
+                begun.callback(_close, ended)
             while one := self._next(ended):
                 if one.result is None:
                     raise HarnessError(one.error or "")
                 yield by_key[one.key], one.result
-        finally:
-            with warnings.catch_warnings(action="ignore", category=UserWarning):  # joblib's, of cells that are given up
-                ended.close()
+
+    def _begin(self, cells: Sequence[Cell]) -> Generator[Ended, None, None]:
+        with _deaf_to_ctrl_c(), joblib.parallel_config(backend=self._backend, n_jobs=self._jobs, **self._parameters):
+            parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs", max_nbytes=None)
+            ended: Generator[Ended, None, None] = parallel(joblib.delayed(run_cell)(cell) for cell in cells)
+        return ended
 
     def _next(self, ended: Iterator[Ended]) -> Ended | None:
         try:
@@ -108,22 +111,9 @@ class Workers:
         return client
 
 
-@contextmanager
-def interruptible(stop: StopSignal) -> Iterator[None]:
-    """Inside, the wish to stop raises KeyboardInterrupt at once, also when it came before; outside it waits."""
-    try:
-        stop.tell(_interrupt)
-        yield
-    finally:
-        stop.tell(_wait)
-
-
-def _interrupt() -> None:
-    raise KeyboardInterrupt
-
-
-def _wait() -> None:
-    """The wish to stop is looked at in the next interruptible block."""
+def _close(ended: Generator[Ended, None, None]) -> None:
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # joblib's, of cells that are given up
+        ended.close()
 
 
 @contextmanager

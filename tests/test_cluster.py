@@ -591,6 +591,40 @@ class Raises(BaseScheduler):
         raise ZeroDivisionError("no idea")
 
 
+class Exits(BaseScheduler):
+    def schedule(self, task, nodes):
+        raise SystemExit(3)
+
+
+class Interrupts(BaseScheduler):
+    def schedule(self, task, nodes):
+        raise KeyboardInterrupt
+
+
+class EndsItself(BaseScheduler):
+    def schedule(self, task, nodes):
+        raise GeneratorExit
+
+
+class Nameless:
+    def __repr__(self):
+        raise SystemExit(4)
+
+
+class ReturnsNameless(BaseScheduler):
+    def schedule(self, task, nodes):
+        return Nameless()
+
+
+class RaisesNameless(BaseScheduler):
+    def schedule(self, task, nodes):
+        class Odd(BaseException):
+            def __str__(self):
+                raise self
+
+        raise Odd
+
+
 class ReturnsName(BaseScheduler):
     def schedule(self, task, nodes):
         return nodes[0].name
@@ -622,6 +656,11 @@ class ReturnsExcluded(BaseScheduler):
     "policy, says",
     [
         (Raises, "raised ZeroDivisionError: no idea"),
+        (Exits, "raised SystemExit: 3 at "),
+        (Interrupts, "raised KeyboardInterrupt:  at "),
+        (EndsItself, "raised GeneratorExit:  at "),
+        (RaisesNameless, "raised Odd: a Odd without a text at "),
+        (ReturnsNameless, "returned a Nameless without a text, which is none of the nodes"),
         (ReturnsName, "returned 'coral1', which is none of the nodes"),
         (ReturnsNothing, "returned None, which is none of the nodes"),
         (ReturnsStranger, "which is none of the nodes"),

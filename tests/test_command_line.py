@@ -1,12 +1,26 @@
 """What command lines share: which values options take, what is told of an error, and when the wish to stop is heard."""
 
 import argparse
+import errno
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
-from command_line import OptionParser, StopSignal, count, exit_status, positive, seconds, seed
-from utils import HarnessError, Interrupted, UsageError
+from command_line import (
+    OptionParser,
+    StopSignal,
+    count,
+    exit_status,
+    interruptible,
+    positive,
+    seconds,
+    seed,
+    uninterruptible,
+)
+from utils import PROJECT_ROOT, HarnessError, Interrupted, StopRequested, UsageError
 
 
 @pytest.fixture
@@ -75,9 +89,26 @@ def test_run_without_an_error_gives_its_own_status_and_any_other_error_goes_thro
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "says"),
+    [
+        (StopRequested(), 130, "interrupted"),
+        (MemoryError(), 1, "memory is not enough"),
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), 1, "Too many open files"),
+    ],
+)
+def test_what_the_machine_or_the_person_ends_costs_one_line(capsys, error, status, says):
+    def run():
+        raise error
+
+    assert exit_status("program.py", run) == status
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("program.py: ") and says in err and err.count("\n") == 1
+
+
 @pytest.fixture
 def signals_stay_as_they_were():
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -92,3 +123,87 @@ def test_stop_signal_is_kept_until_somebody_listens(signals_stay_as_they_were):
     assert heard == ["stop"]
     signal.raise_signal(signal.SIGTERM)
     assert heard == ["stop", "stop"]
+
+
+def test_every_third_ctrl_c_ends_whatever_runs(signals_stay_as_they_were):
+    stop = StopSignal()
+    stop.install()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+        signal.raise_signal(number)
+    with pytest.raises(StopRequested):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_closed_terminal_stops_the_run_unless_it_was_started_with_nohup(signals_stay_as_they_were):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with_nohup = StopSignal()
+    with_nohup.install()
+    signal.raise_signal(signal.SIGHUP)
+    assert not with_nohup.received
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    without = StopSignal()
+    without.install()
+    signal.raise_signal(signal.SIGHUP)
+    assert without.received
+
+
+def test_stop_request_raises_where_it_may_and_waits_where_it_may_not():
+    stop, done = StopSignal(), []
+    with pytest.raises(StopRequested), interruptible(stop):
+        with uninterruptible(stop):
+            stop._on_signal(signal.SIGTERM, None)
+            done.append("kept")
+        done.append("never")
+    assert done == ["kept"]
+    with pytest.raises(StopRequested), interruptible(stop):
+        done.append("never")
+    with interruptible(stop, by_earlier=False):
+        done.append("although it came before")
+    assert done == ["kept", "although it came before"]
+
+
+PRINTS = """
+import sys
+from rich.console import Console
+from command_line import stoppable
+
+def run(stop):
+    for _ in range(3):
+        print("–", "x" * 5000)
+        Console().print("─", "x" * 5000)
+    print("done", file=sys.stderr)
+    return 7
+
+sys.exit(stoppable("program.py", run))
+"""
+
+
+@pytest.mark.parametrize(
+    ("shell", "told"),
+    [
+        ('"$0" -c "$1" | :; exit ${PIPESTATUS[0]}', ""),
+        ('"$0" -c "$1" >/dev/full', "program.py: standard output cannot be written any more: No space left on device\n"),
+        ('"$0" -c "$1" >&-', ""),
+    ],
+    ids=["reader that went away", "full disk", "closed"],
+)
+def test_standard_output_that_breaks_ends_nothing(shell, told):
+    done = _printed(["bash", "-c", shell, sys.executable, PRINTS])
+    assert (done.returncode, done.stderr) == (7, f"done\n{told}")
+
+
+def test_terminal_that_knows_no_dash_shows_a_question_mark():
+    done = _printed([sys.executable, "-c", PRINTS])
+    assert (done.returncode, done.stderr) == (7, "done\n")
+    assert done.stdout.startswith("? xxx")
+
+
+def _printed(command):
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT), "PYTHONIOENCODING": "ascii"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_standard_streams_are_given_back():
+    before = sys.stdout, sys.stderr
+    assert exit_status("program.py", lambda: 0) == 0
+    assert (sys.stdout, sys.stderr) == before

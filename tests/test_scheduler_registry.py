@@ -149,6 +149,7 @@ def test_path_that_names_no_module_is_refused(own, path):
         ("class First(:\n", "SyntaxError: "),
         ("import nowhere_to_be_found", "ModuleNotFoundError: "),
         ("raise SystemExit(3)", "SystemExit: 3"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
     ],
 )
 def test_module_that_fails_on_import_is_refused_with_the_cause(own, text, cause):

@@ -17,6 +17,8 @@ from task_generator import generate_trace
 from tests.helpers import DEVICE, FirstOffered, VirtualCluster, default_profile, default_settings, make_task, rng, small_profile
 from utils import random_stream
 
+SMALL = small_profile({"coral1": {"resnet50": 100.0}})
+
 
 def world(scheduler: str, discipline: str):
     settings = default_settings(duration_s=20.0, load=2.0, scheduler=scheduler, queue_discipline=discipline, seed=3)
@@ -72,6 +74,15 @@ def test_power_is_the_mean_of_a_second_and_is_seen_late():
         assert seen["coral1"].time_s == 1.0 and seen["coral1"].power_w == pytest.approx(2.0 + 3.0 * 0.4)
         cluster.advance_to(2.5)
         assert seen["coral1"].time_s == 2.0 and seen["coral1"].power_w == pytest.approx(2.0)
+
+
+def test_stop_request_ends_any_stretch_of_virtual_time():
+    settings = default_settings()
+    cluster = SimulatedCluster(SMALL, ["coral1"], settings, FirstOffered(settings, rng()), lambda result: cluster.stop())
+    with cluster:
+        cluster.place(make_task(), DEVICE, 0.0)
+        assert not cluster.advance_to(1e12)  # a power sample each second
+    assert cluster.now_s() < 2.0
 
 
 def test_accelerator_counts_only_the_busy_seconds_that_have_passed():

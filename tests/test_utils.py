@@ -2,16 +2,18 @@
 
 import errno
 import json
+import math
 import os
 import queue
 import subprocess
 import sys
 import threading
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from pydantic import BaseModel
 
 import utils
@@ -24,6 +26,7 @@ from utils import (
     RowFiles,
     StrictModel,
     UsageError,
+    YamlDumper,
     did_you_mean,
     git_commit,
     printable,
@@ -111,7 +114,7 @@ def test_anchors_may_be_used(tmp_path):
         ("5\n", ": expected a mapping of settings, found int"),
         (b"a: \xff\xfe\n", ": cannot be read: "),
         (b"a: \x00\n", ": not YAML: "),
-        ("a: 2001-99-99\n", ""),
+        ("a: !!timestamp 2001-99-99\n", ""),
         ("a: !!int many\n", ""),
         ("a: " + "9" * 5000 + "\n", ""),
         ("a: &a [*a]\n", ""),
@@ -131,6 +134,74 @@ def test_what_is_no_settings_file_is_refused_in_one_line(tmp_path, text, expecte
 def test_folder_is_refused(tmp_path):
     with pytest.raises(UsageError, match="cannot be read"):
         read_yaml(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", 10),
+        ("0o10", 8),
+        ("0x1F", 31),
+        ("1e0", 1.0),
+        ("-1.5E3", -1500.0),
+        (".5", 0.5),
+        ("-.inf", -math.inf),
+        ("1:30", "1:30"),
+        ("1_000", "1_000"),
+        ("0b1", "0b1"),
+        ("yes", "yes"),
+        ("off", "off"),
+        ("2001-02-03", "2001-02-03"),
+        ("True", True),
+        ("~", None),
+        ("'010'", "010"),
+    ],
+)
+def test_scalars_mean_what_yaml_1_2_says(tmp_path, text, value):
+    # YAML 1.2.2, section 10.3.2, the core schema.
+    content, _ = read_yaml(written(tmp_path, f"a: {text}\n"))
+    assert content == {"a": value} and type(content["a"]) is type(value)
+
+
+@pytest.mark.parametrize("text", ["1e5", "0o17", "0x1f", "1:30", "1_000", "yes", "2001-02-03", "010", "~", "<<", "plain"])
+def test_text_that_is_written_is_read_as_text(tmp_path, text):
+    for written_text in (yaml.dump({"a": text}, Dumper=YamlDumper), yaml.safe_dump({"a": text}, default_style="'")):
+        assert read_yaml(written(tmp_path, written_text))[0] == {"a": text}
+    assert yaml.safe_load(yaml.dump({"a": text}, Dumper=YamlDumper)) == {"a": text}
+
+
+def bomb(one):
+    """Nine aliases of nine aliases …: 335 bytes for 3.5 million values."""
+    names = "abcdefghi"
+    levels = [f"{this}: &{this} {one.format(','.join([f'*{before}'] * 9))}" for before, this in pairwise(names)]
+    return "\n".join(["a: &a {k: v}", *levels])
+
+
+@pytest.mark.parametrize("one", ["[{}]", "{{<<: [{}]}}"])
+def test_aliases_that_multiply_are_refused(tmp_path, one):
+    with pytest.raises(UsageError, match=": expected at most 100000 values, found more"):
+        read_yaml(written(tmp_path, bomb(one)))
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+    os.mkfifo(fifo := tmp_path / "fifo")
+    with pytest.raises(UsageError, match=f"^{fifo}: cannot be read: expected a regular file, found a pipe; save"):
+        read_yaml(fifo)
+    with pytest.raises(UsageError, match="^/dev/zero: cannot be read: expected a regular file, found a device"):
+        read_yaml(Path("/dev/zero"))
+    large = tmp_path / "large"
+    with large.open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(UsageError, match=f"^{large}: cannot be read: expected at most 1048576 bytes, found {2**40}$"):
+        read_yaml(large)
+    assert read_yaml(Path(os.devnull)) == ({}, {})
+
+
+def test_error_shows_the_beginning_of_what_is_long(tmp_path):
+    content, lines = read_yaml(written(tmp_path, f"one: {{width: {'x' * 9000}}}"))
+    with pytest.raises(UsageError) as told:
+        validated(Outer, content, "file", lines)
+    assert len(str(told.value)) < 200
 
 
 class Inner(StrictModel):
