@@ -144,7 +144,8 @@ class SimulatedCluster(Cluster):
         events = self._events
         while events and events[0][0] <= time_s and not self._stop:
             self._happen()
-        self._now_s = max(self._now_s, time_s)
+        if not self._stop:
+            self._now_s = max(self._now_s, time_s)
         return not self._stop
 
     def drain(self) -> None:
