@@ -30,7 +30,7 @@ def measurement_of(row: Row) -> Measurement:
 def sensor_of(row: Row, measurement: Measurement, sysfs: Path, radio: asyncio.Lock) -> Sensor:
     """The row's sensor, which writes into `measurement`."""
     if row.sensor == ATORCH_BLE:
-        return meter.AtorchMeter(row.address, measurement, radio)
+        return meter.AtorchMeter(row.address, measurement, radio, row.checksum)
     return ina3221.Ina3221(row.address, measurement, sysfs)
 
 

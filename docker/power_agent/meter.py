@@ -10,7 +10,7 @@ from bleak import BleakAdapter, BleakClient, BleakScanner
 from bleak.backends.characteristic import BleakGATTCharacteristic
 from bleak.backends.device import BLEDevice
 
-from power_agent.atorch import CHECKSUM, DEVICE_TYPE, Fault, FrameReader
+from power_agent.atorch import CHECKSUM, DEVICE_TYPE, IMPLAUSIBLE, Fault, FrameReader
 from power_agent.measurement import LONGEST_GAP_S, Measurement
 
 SERVICE_UUID = "0000ffe0-0000-1000-8000-00805f9b34fb"
@@ -34,7 +34,8 @@ NOT_FOUND = "not_found"
 CONNECTION = "connection"
 DISCONNECTED = "disconnected"
 SILENT = "silent"
-ERROR_KINDS = (CHECKSUM, CONNECTION, DEVICE_TYPE, DISCONNECTED, NOT_FOUND, SILENT)
+CHECKSUM_HINT = "; if that is so with every frame, as of a J7-C: checksum: false in the meter's row"
+ERROR_KINDS = (CHECKSUM, CONNECTION, DEVICE_TYPE, DISCONNECTED, IMPLAUSIBLE, NOT_FOUND, SILENT)
 
 logger = logging.getLogger(__name__)
 
@@ -65,13 +66,15 @@ class AtorchMeter:
         address: its Bluetooth address.
         measurement: what takes the readings.
         radio: held while a meter is searched and connected: BlueZ lets one client search once at a time.
+        checked: whether its reports end with their checksum.
     """
 
-    def __init__(self, address: str, measurement: Measurement, radio: asyncio.Lock) -> None:
+    def __init__(self, address: str, measurement: Measurement, radio: asyncio.Lock, checked: bool = True) -> None:
         self._address = address
         self._measurement = measurement
         self._radio = radio
-        self._frames = FrameReader()
+        self._checked = checked
+        self._frames = FrameReader(checked)
         self._heard = asyncio.Event()
         self._gone = asyncio.Event()
         self._misled = False  # whether BlueZ was last said to hold the meter's connection, and nothing was read of it
@@ -84,7 +87,7 @@ class AtorchMeter:
         """
         pause_s = FIRST_PAUSE_S
         while True:
-            self._frames, self._heard, self._gone = FrameReader(), asyncio.Event(), asyncio.Event()
+            self._frames, self._heard, self._gone = FrameReader(self._checked), asyncio.Event(), asyncio.Event()
             before = self._measurement.snapshot
             try:
                 await self._session()
@@ -153,7 +156,8 @@ class AtorchMeter:
     def _on_data(self, _: BleakGATTCharacteristic, data: bytearray) -> None:
         for outcome in self._frames.feed(data):
             if isinstance(outcome, Fault):
-                self._measurement.failed(outcome.kind, f"{self._address}: {outcome.reason}")
+                hint = CHECKSUM_HINT if outcome.kind == CHECKSUM else ""
+                self._measurement.failed(outcome.kind, f"{self._address}: {outcome.reason}{hint}")
             else:
                 self._measurement.add(asyncio.get_running_loop().time(), outcome)
             self._heard.set()
@@ -198,4 +202,9 @@ async def scan(timeout_s: float = SCAN_TIMEOUT_S) -> list[str]:
         for device, advertisement in found.values()
         if SERVICE_UUID in advertisement.service_uuids or (device.name or "").upper().endswith(NAME_ENDS)
     ]
-    return [f"{address}  {name}  {rssi} dBm" for rssi, address, name in sorted(meters, reverse=True)]
+    return [f"{address}  {_printable(name)}  {rssi} dBm" for rssi, address, name in sorted(meters, reverse=True)]
+
+
+def _printable(name: str) -> str:
+    """A name as anybody within range may have chosen it, without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)

@@ -3,15 +3,17 @@
     - {node: coral1, accelerator: coral, sensor: atorch_ble, address: "A4:C1:38:00:00:01"}
     - {node: jetson1, accelerator: jetson, sensor: atorch_ble, address: "A4:C1:38:00:00:02", host: coral1}
     - {node: jetson2, accelerator: jetson, sensor: ina3221}
+    - {node: hailo1, accelerator: hailo, sensor: atorch_ble, address: "A4:C1:38:00:00:03", checksum: false}
 
 `host` is the Kubernetes node that reads the sensor, by default the measured one. `address` is a Bluetooth address, or the name of
-a rail of the INA3221 (default POM_5V_IN). An address in angle brackets is a placeholder: its row is left out.
+a rail of the INA3221 (default POM_5V_IN). An address in angle brackets is a placeholder: its row is left out. `checksum: false`
+is for a meter whose frames do not end with the documented checksum, as a J7-C.
 """
 
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from power_agent.ina3221 import DEFAULT_RAIL
 ATORCH_BLE = "atorch_ble"
 INA3221 = "ina3221"
 SENSORS = (ATORCH_BLE, INA3221)
-KEYS = ("node", "accelerator", "sensor", "address", "host")
+KEYS = ("node", "accelerator", "sensor", "address", "host", "checksum")
 
 _PLACEHOLDER = re.compile(r"<.*>")
 _BLUETOOTH_ADDRESS = re.compile(r"[0-9A-F]{2}(:[0-9A-F]{2}){5}")
@@ -44,6 +46,7 @@ class Row:
         sensor: one of SENSORS.
         address: Bluetooth address in capitals, or name of the rail.
         host: Kubernetes name of the node that reads the sensor.
+        checksum: whether the meter's frames end with their checksum.
     """
 
     node: str
@@ -51,6 +54,7 @@ class Row:
     sensor: str
     address: str
     host: str
+    checksum: bool = True
 
     @property
     def is_placeholder(self) -> bool:
@@ -120,7 +124,12 @@ def _row(fields: Any) -> Row:
         raise InvalidRows(f"found {_shown(fields)}, expected the keys {', '.join(KEYS)}")
     if unknown := [str(key) for key in fields if key not in KEYS]:
         raise InvalidRows(f"unknown key {', '.join(unknown)}, expected {', '.join(KEYS)}")
+    checksum = fields.get("checksum", True)
+    if not isinstance(checksum, bool):
+        raise InvalidRows(f"checksum is {_shown(checksum)}, expected true or false")
     for key, value in fields.items():
+        if key == "checksum":
+            continue
         if not isinstance(value, str) or not value.strip() or not value.isprintable():
             raise InvalidRows(f"{key} is {_shown(value)}, expected text (in quotes, if YAML takes it for something else)")
     if missing := [key for key in ("node", "accelerator", "sensor") if key not in fields]:
@@ -133,7 +142,10 @@ def _row(fields: Any) -> Row:
         sensor=fields["sensor"],
         address=fields.get("address", DEFAULT_RAIL if fields["sensor"] == INA3221 else ""),
         host=fields.get("host") or fields["node"],
+        checksum=checksum,
     )
+    if row.sensor == INA3221 and "checksum" in fields:
+        raise InvalidRows(f"checksum is {_shown(checksum)}, but an INA3221 has none: expected it with {ATORCH_BLE} only")
     return _checked_meter(row) if row.sensor == ATORCH_BLE else _checked_rail(row)
 
 
@@ -141,7 +153,7 @@ def _checked_meter(row: Row) -> Row:
     address = row.address if row.is_placeholder else row.address.upper()
     if not row.is_placeholder and not _BLUETOOTH_ADDRESS.fullmatch(address):
         raise InvalidRows(f"address is {_shown(row.address)}, expected the meter's Bluetooth address, like A4:C1:38:00:00:01")
-    return Row(row.node, row.accelerator, row.sensor, address, row.host)
+    return replace(row, address=address)
 
 
 def _checked_rail(row: Row) -> Row:

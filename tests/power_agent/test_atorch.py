@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from power_agent.atorch import CHECKSUM, DEVICE_TYPE, Fault, FrameReader, checksum
+from power_agent.atorch import CHECKSUM, DEVICE_TYPE, IMPLAUSIBLE, Fault, FrameReader, checksum
 from power_agent.measurement import Reading
 
 VECTORS = {
@@ -22,8 +22,18 @@ def frame_of(voltage_cv, current_ca, kind=3, rest=bytes(25)):
     return body + bytes([checksum(body)])
 
 
-def outcomes(*pieces):
-    reader = FrameReader()
+# Sent by a J7-C one after the other, from the public report syssi/esphome-atorch-dl24#48: no last byte is the documented sum.
+J7C = [
+    bytes.fromhex("FF5501030007EF00002300015A000002BF00090009001F000026003C0DAC01220320000D"),
+    bytes.fromhex("FF5501030007F000002100015A000002BF00090009001F000026013C0DAC0122032000BE"),
+    bytes.fromhex("FF5501030007EF00002300015A000002BF00090009001E000026023C0DAC0122032000E8"),
+    bytes.fromhex("FF5501030007ED00002E00015B000002C000080009001F000026053C0DAC012203200095"),
+]
+J7C_READINGS = [Reading(20.31, 0.35), Reading(20.32, 0.33), Reading(20.31, 0.35), Reading(20.29, 0.46)]
+
+
+def outcomes(*pieces, checked=True):
+    reader = FrameReader(checked)
     return [outcome for piece in pieces for outcome in reader.feed(piece)]
 
 
@@ -112,6 +122,64 @@ def test_meters_of_another_kind_are_refused(kind, name):
     (fault,) = outcomes(frame_of(507, 61, kind=kind))
     assert fault.kind == DEVICE_TYPE
     assert f"device type 0{kind} ({name}), expected 03 (USB meter)" in fault.reason
+
+
+def test_frames_of_a_j7c_are_refused_unless_its_checksum_is_switched_off():
+    assert [fault.kind for fault in outcomes(*J7C)] == [CHECKSUM] * 4
+    assert outcomes(*J7C, checked=False) == J7C_READINGS
+
+
+@given(st.lists(st.integers(0, 200), max_size=12))
+def test_the_cuts_of_notifications_do_not_matter_without_a_checksum_either(places):
+    assert outcomes(*cut(b"".join(J7C), places), checked=False) == J7C_READINGS
+
+
+def changed(frame, place, *values):
+    return frame[:place] + bytes(values) + frame[place + len(values) :]
+
+
+@pytest.mark.parametrize(
+    "place, values, reason",
+    [
+        (4, (0x01,), "volts 675.67, expected 3 to 40"),
+        (4, (0, 0, 0), "volts 0, expected 3 to 40"),
+        (7, (0, 0x10), "amperes 41.31, expected 0 to 10"),
+        (17, (0x20,), "volts at D- 82.01"),
+        (19, (0x20,), "volts at D+ 82.01"),
+        (21, (0x01,), "degrees Celsius 287, expected 0 to 150"),
+        (25, (60,), "minutes 60, expected 0 to 59"),
+        (26, (99,), "seconds 99, expected 0 to 59"),
+        (27, (61,), "seconds of backlight 61, expected 0 to 60"),
+    ],
+)
+def test_without_a_checksum_a_report_must_be_plausible(place, values, reason):
+    fault, reading = outcomes(changed(J7C[0], place, *values), J7C[1], checked=False)
+    assert (fault.kind, reading) == (IMPLAUSIBLE, J7C_READINGS[1])
+    assert reason in fault.reason
+
+
+@pytest.mark.parametrize("place", range(28, 35))
+def test_without_a_checksum_settings_that_change_are_believed_when_they_come_again(place):
+    damaged = changed(J7C[1], place, 0x77)
+    first, fault, second_fault, third = outcomes(J7C[0], damaged, J7C[2], J7C[3], checked=False)
+    assert (first, third) == (J7C_READINGS[0], J7C_READINGS[3])
+    assert fault.kind == second_fault.kind == IMPLAUSIBLE
+    assert "0dac01220320" in second_fault.reason
+    found = outcomes(J7C[0], damaged, damaged, checked=False)
+    assert [isinstance(outcome, Reading) for outcome in found] == [True, False, True]
+
+
+def test_without_a_checksum_another_kind_of_meter_and_a_frame_cut_short_are_refused_still():
+    (fault,) = outcomes(frame_of(507, 61, kind=2)[:-1] + b"\x00", checked=False)
+    assert fault.kind == DEVICE_TYPE
+    short, reading = outcomes(J7C[0][:20], J7C[1], checked=False)
+    assert (short.kind, reading) == (IMPLAUSIBLE, J7C_READINGS[1])
+
+
+@given(st.binary(max_size=200), st.lists(st.integers(0, 400), max_size=6))
+def test_garbage_never_raises_without_a_checksum_either(garbage, places):
+    stream = garbage + b"".join(J7C)
+    assert outcomes(*cut(stream, places), checked=False) == outcomes(stream, checked=False)
 
 
 def test_replies_and_commands_between_reports_are_skipped():

@@ -10,7 +10,7 @@ from power_agent.measurement import LONGEST_GAP_S, Measurement, Snapshot
 from tests.helpers import PATIENCE_S, eventually
 from tests.power_agent.agent_process import run, serving
 from tests.power_agent.bluez_standin import Bluez, Meter, private_bus
-from tests.power_agent.test_atorch import frame_of
+from tests.power_agent.test_atorch import J7C, frame_of
 
 CORAL_ADDRESS, JETSON_ADDRESS = "A4:C1:38:00:00:01", "A4:C1:38:00:00:02"
 CORAL_ROW = f'{{node: coral1, accelerator: coral, sensor: atorch_ble, address: "{CORAL_ADDRESS}"}}'
@@ -98,6 +98,20 @@ def test_frames_of_another_kind_and_damaged_ones_are_counted_and_give_no_watts(b
         assert "(AC meter), expected 03 (USB meter)" in agent.log
 
 
+def test_a_j7c_is_read_where_its_row_says_that_its_checksum_is_none(bluez, serve):
+    with serve(CORAL_ROW) as agent:
+        assert eventually(lambda: bluez.send(CORAL_ADDRESS, J7C[0]))
+        assert eventually(lambda: agent.figure("power_agent_errors_total", "coral1", "checksum"))
+        assert "expected 8F; if that is so with every frame, as of a J7-C: checksum: false in the meter's row" in agent.log
+        assert agent.figure("power_agent_up", "coral1") == 0
+    with serve(CORAL_ROW.replace("}", ", checksum: false}")) as agent:
+        assert figure_while_sending(bluez, agent, CORAL_ADDRESS, J7C[0], (POWER, *CORAL)) == pytest.approx(20.31 * 0.35)
+        assert agent.figure("power_agent_errors_total", "coral1", "implausible") == 0
+        assert bluez.send(CORAL_ADDRESS, J7C[0][:25] + b"\x77" + J7C[0][26:])
+        assert eventually(lambda: agent.figure("power_agent_errors_total", "coral1", "implausible") == 1)
+        assert "implausible: A4:C1:38:00:00:01: a frame says minutes 119, expected 0 to 59" in agent.log
+
+
 def test_the_meter_is_let_go_when_the_agent_is_told_to_end(bluez, serve):
     with serve(CORAL_ROW) as agent:
         assert eventually(lambda: bluez.send(CORAL_ADDRESS, frame_of(507, 61)))
@@ -138,6 +152,10 @@ def test_once_prints_a_reading_and_lets_the_meter_go(tmp_path, bluez):
 def test_scan_lists_what_looks_like_a_meter(monkeypatch, bluez):
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", bluez.bus_address)
     assert asyncio.run(meter_module.scan(5.0)) == [f"{JETSON_ADDRESS}  UD18-BLE  -60 dBm", f"{CORAL_ADDRESS}  UC96_BLE  -60 dBm"]
+
+
+def test_names_of_devices_are_shown_without_control_characters():
+    assert meter_module._printable("UD18\x1b[31m\n-BLE 전력") == r"UD18\x1b[31m\n-BLE 전력"
 
 
 def in_process(bluez, monkeypatch, holds, addresses=(CORAL_ADDRESS,), **constants):

@@ -29,6 +29,12 @@ def test_a_host_reads_its_own_rows_and_those_that_name_it(load):
     assert load(CORAL, GUEST, RAIL, host="jetson2") == [Row("jetson2", "jetson", "ina3221", "POM_5V_IN", "jetson2")]
 
 
+@pytest.mark.parametrize("text, checksum", [("false", False), ("true", True), ("no", False)])
+def test_the_checksum_of_a_meter_may_be_switched_off(load, text, checksum):
+    (row,) = load(CORAL.replace("}", f", checksum: {text}}}"))
+    assert (row.checksum, row.address) == (checksum, "A4:C1:38:00:00:01")
+
+
 def test_another_rail_may_be_named(load):
     (row,) = load(RAIL.replace("}", ", address: VDD_IN}"), host="jetson2")
     assert row.address == "VDD_IN"
@@ -63,6 +69,10 @@ def test_no_rows_are_fine(load):
         (CORAL.replace("node: coral1", "node: 7"), "row 2 (7): node is 7, expected text"),
         (CORAL.replace("node: coral1", 'node: ""'), "row 2 (): node is '', expected text"),
         ("coral1", "row 2: found 'coral1', expected the keys node"),
+        (CORAL.replace("}", ", checksum: 0}"), "row 2 (coral1): checksum is 0, expected true or false"),
+        (CORAL.replace("}", ', checksum: "false"}'), "row 2 (coral1): checksum is 'false', expected true or false"),
+        (CORAL.replace("}", ", checksum: }"), "row 2 (coral1): checksum is None, expected true or false"),
+        (RAIL.replace("}", ", checksum: true}"), "row 2 (jetson2): checksum is True, but an INA3221 has none"),
         (RAIL.replace("jetson2", "jetson9").replace("}", ", host: coral1}"), "row 2 (jetson9): host is 'coral1', but an INA3221"),
         (RAIL, "node jetson2 stands in more than one row"),
     ],
