@@ -5,6 +5,7 @@ import errno
 import logging
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -56,6 +57,13 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, found {text!r}")
     return int(text)
+
+
+def namespace(text: str) -> str:
+    """A namespace of Kubernetes."""
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", text):
+        raise argparse.ArgumentTypeError(f"expected a name of small letters, digits and -, found {text!r}")
+    return text
 
 
 class StopSignal:

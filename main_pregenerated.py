@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 from rich.console import Console
 
 from cluster import Cluster, model_mismatches
-from command_line import EXIT_INTERRUPTED, OptionParser, StopSignal, count, interruptible, seconds, seed, stoppable
+from command_line import EXIT_INTERRUPTED, OptionParser, StopSignal, count, interruptible, namespace, seconds, seed, stoppable
 from comparison.repeats import repeats_table
 from console import Progress, print_repeats, print_summary
 from deadline_adapter import DeadlineAdapter
@@ -39,7 +39,7 @@ from harness_metrics import HarnessMetrics, annotate_in_grafana, listed_target, 
 from inference_request import WORKERS, HttpCluster, low_latency, placeholders, require_worker_urls
 from metric_collector import MetricCollector, RunFolder
 from mobility.mobility_manager import Mobility, MobilityManager
-from node_discovery import discover_workers
+from node_discovery import NAMESPACE, discover_workers
 from performance_profile import PerformanceProfile, load_profile
 from prometheus_collector import (
     ENERGY_METRIC,
@@ -372,7 +372,8 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignal) -> int:
         create_scheduler(settings.scheduler, settings, random_stream(settings.seed, "policy"))  # refused now rather than later
         if options.prometheus_url:
             options.prometheus_url = require_url("--prometheus-url", options.prometheus_url)
-        workers = discover_workers(list(profile.nodes), say, lambda: stop.received) if options.discover else WORKERS
+        where = {"namespace": options.namespace} if options.namespace else {}
+        workers = discover_workers(list(profile.nodes), say, lambda: stop.received, **where) if options.discover else WORKERS
         kind, notice = choose_cluster(options.cluster, workers)
         if kind == "workers":
             require_worker_urls(workers)
@@ -547,6 +548,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="take the workers from the ready pods of the cluster, or of `kubectl get pods -o json` on standard input",
     )
+    parser.add_argument("--namespace", type=namespace, metavar="NAME", help=f"where --discover looks for the pods ({NAMESPACE})")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="replay this load instead of drawing one")
     parser.add_argument("--save-trace", type=Path, metavar="FILE", help="write the load to a file that --trace reads")
     parser.add_argument("--prometheus-url", metavar="URL", help=f"where power is read (workers: {DEFAULT_PROMETHEUS_URL})")
@@ -564,6 +566,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-report", action="store_true", help="write no report.html")
     parser.add_argument("--quiet", action="store_true", help="no progress display")
     options = parser.parse_args(arguments)
+    if options.namespace and not options.discover:
+        parser.error("--namespace: says where --discover looks; give --discover, too, or leave it out")
     if options.discover and options.cluster in ("emulated", "simulated"):
         parser.error(f"--discover: finds workers, and --cluster {options.cluster} has none; leave one of the two out")
     if options.cluster == "simulated":

@@ -34,11 +34,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from command_line import OptionParser, StopSignal, seed, stoppable
+from command_line import OptionParser, StopSignal, namespace, seed, stoppable
 from emulated_nodes import EmulatedNodes
 from inference_request import WORKERS, low_latency, require_worker_urls
 from node_client import Health, NodeClient
-from node_discovery import discover_workers
+from node_discovery import NAMESPACE, discover_workers
 from node_profiling.choice import ask_health, choose_models, choose_nodes
 from node_profiling.counter import Counter
 from node_profiling.meter import NodeMeter, NodeRecord, cv_by_accelerator, planned_requests
@@ -128,7 +128,8 @@ def run(options: argparse.Namespace, arguments: Sequence[str], console: Console,
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    workers = discover_workers(list(old.nodes), say, lambda: stop.received) if options.discover else WORKERS
+    where = {"namespace": options.namespace} if options.namespace else {}
+    workers = discover_workers(list(old.nodes), say, lambda: stop.received, **where) if options.discover else WORKERS
     kind, notice, names = choose_nodes(options.cluster, options.nodes, old, options.profile, workers)
     if kind == "emulated":
         _require_another_file(target, options.profile, notice)
@@ -238,8 +239,11 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="take the workers from the ready pods of the cluster, or of `kubectl get pods -o json` on standard input",
     )
+    add("--namespace", type=namespace, metavar="NAME", help=f"where --discover looks for the pods ({NAMESPACE})")
     add("--quiet", action="store_true", help="no progress display")
     options = parser.parse_args(arguments)
+    if options.namespace and not options.discover:
+        parser.error("--namespace: says where --discover looks; give --discover, too, or leave it out")
     if options.discover and options.cluster == "emulated":
         parser.error("--discover: finds workers, and --cluster emulated has none; leave one of the two out")
     return options

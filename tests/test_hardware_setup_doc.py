@@ -12,8 +12,9 @@ import yaml
 import main_pregenerated
 import profile_nodes
 from inference_request import WORKERS
+from kubernetes_api import COPY_OF_K3S
 from node_client import CPU, Health, wrong_node
-from node_discovery import COPY_OF_K3S, LABELS, PATIENCE
+from node_discovery import LABELS, PATIENCE
 from run_figures import DOWN_LIMIT_S, LAG_MAX_LIMIT_S, LAG_P99_LIMIT_S
 from tests.helpers import default_profile
 from utils import PROJECT_ROOT
@@ -105,7 +106,7 @@ def test_options_named_without_their_program_belong_to_one():
     own = {span.split()[0] for span in SPANS if re.match(r"--[a-z]", span)}
     scripts = (*SCRIPTS.values(), PROJECT_ROOT / "docker" / "models" / "export_onnx.py")
     helps = [path.read_text(encoding="utf-8") for path in (*(PROJECT_ROOT / name for name in PROGRAMS), *scripts)]
-    of_k3s = {"--write-kubeconfig-mode", "--disable-network-policy", "--kubelet-arg=fail-cgroupv1=false"}
+    of_k3s = {"--write-kubeconfig-mode", "--disable-network-policy", "--kubelet-arg=fail-cgroupv1=false", "--tls-san"}
     assert own
     assert {option for option in own if not any(option in text for text in helps)} <= of_k3s
 
@@ -249,14 +250,17 @@ MESSAGES = (
     *("found no Edge TPU it could open", "is not compiled for the Edge TPU"),
     *("TensorRT or pycuda cannot be imported", "HailoRT's parts must have one and the same version"),
     *("the driver's version is not to be had", "HailoRT's Python binding does not work with numpy"),
-    "no pod that is ready",
+    *("no pod that is ready", "wants no pod (DESIRED 0)", "it is in the namespace", "expected a whole kubeconfig"),
+    *("does not accept the credentials of the kubeconfig", "does not accept the certificate of the kubeconfig"),
+    *("its certificate has expired, or the clock here is wrong", "its certificate is not signed by the one in the kubeconfig"),
+    *("its certificate does not name this address", "a certificate or key in the kubeconfig cannot be read"),
 )
 
 
 @pytest.mark.parametrize("message", MESSAGES)
 def test_messages_to_look_for_are_those_of_the_programs(message):
     assert message in TEXT
-    programs = [PROJECT_ROOT / name for name in ("run_figures.py", "node_discovery.py")]
+    programs = [PROJECT_ROOT / name for name in ("run_figures.py", "node_discovery.py", "kubernetes_api.py")]
     source = "".join(file.read_text(encoding="utf-8") for file in (*programs, *(PROJECT_ROOT / "docker").rglob("*.py")))
     assert message.removeprefix("models.yaml: ") in source
 

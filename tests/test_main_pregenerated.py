@@ -354,6 +354,7 @@ def test_defaults_are_those_of_the_design():
         scheduler=None,
         cluster="auto",
         discover=False,
+        namespace=None,
         trace=None,
         save_trace=None,
         prometheus_url=None,

@@ -5,18 +5,23 @@ import json
 import os
 import re
 import socket
+import ssl
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from urllib.parse import parse_qs
 
 import pytest
 import yaml
 
+import kubernetes_api
+import main_pregenerated
 import node_discovery
+import profile_nodes
 from emulated_nodes import EmulatedNodes
-from node_discovery import COPY_OF_K3S, LABEL_SELECTOR, LABELS, Patience, discover_workers, pods_in, read_given, workers_of
+from kubernetes_api import COPY_OF_K3S
+from node_discovery import LABEL_SELECTOR, LABELS, Patience, discover_workers, pods_in, read_given, workers_of
 from tests.helpers import Reply, default_profile, scripted_server, small_profile
 from utils import PROJECT_ROOT, HarnessError, Interrupted, UsageError
 
@@ -126,12 +131,58 @@ def test_malformed_pods_of_others_do_not_spoil_the_list():
         (a_pod(ready="Unknown"), "it is not ready"),
         (a_pod(ready="False", waiting="CrashLoopBackOff"), "it is not ready (CrashLoopBackOff)"),
         (a_pod(ip=""), "it has no address yet"),
+        (a_pod(phase="Pending", waiting="Odd\x1b[2J\nreason"), r"its phase is Pending (Odd\x1b[2J\nreason), not Running"),
     ],
 )
 def test_server_that_cannot_serve_is_left_out_and_told(pod, why):
     workers, left_out = found(pod, a_pod("hailo1"))
     assert list(workers) == ["hailo1"]
     assert left_out == [f"pod server-on-coral1 on coral1 is left out: {why}"]
+
+
+UNSCHEDULABLE = "0/7 nodes are available: 1 Insufficient memory, 6 node(s) didn't satisfy plugin(s) [NodeAffinity]."
+
+
+def an_unplaced_pod(node="coral2", message=UNSCHEDULABLE):
+    """A pod of a DaemonSet as it waits for its node."""
+    pod = a_pod(node="", name="waiting", phase="Pending", ip="")
+    term = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}
+    affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}
+    pod["spec"]["affinity"] = affinity
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    pod["status"] = {"phase": "Pending", "conditions": [condition]}
+    return pod
+
+
+def test_pod_that_finds_no_place_is_told_with_its_node_and_the_reason():
+    assert found(an_unplaced_pod()).left_out == [
+        f"pod waiting on coral2 is left out: its phase is Pending (Unschedulable: {UNSCHEDULABLE}), not Running"
+    ]
+
+
+def test_names_and_reasons_are_shown_in_one_line_without_control_characters():
+    pods = [a_pod(name="evil\x1b]0;title\x07\n", phase="Failed"), an_unplaced_pod("node\r", "\x9b31m" + "long " * 1000)]
+    for line in found(*pods).left_out:
+        assert line.isprintable() and len(line) <= 500
+    with pytest.raises(UsageError) as refused:
+        found(a_pod(name="a\x1b[2J"), a_pod(name="b\n" + "x" * 10_000))
+    assert str(refused.value).isprintable() and len(str(refused.value)) < 500
+
+
+def test_pod_of_another_namespace_is_left_out_and_told():
+    mine, other = a_pod("coral1"), a_pod("coral2", name="stranger", namespace="other")
+    assert found(mine, other) == (
+        {"coral1": "http://10.42.1.7:8080/infer"},
+        [
+            "pod stranger on coral2 is left out: it is in the namespace other, not default: "
+            "`--namespace` names the one that is taken"
+        ],
+    )
+    assert list(workers_of(pods_in(a_list(mine, other), "standard input"), PROFILE_NODES, "other").workers) == ["coral2"]
+
+
+def test_pod_of_another_namespace_is_no_second_server_of_its_node():
+    assert list(found(a_pod("coral1"), a_pod("coral1", namespace="other")).workers) == ["coral1"]
 
 
 def test_pod_without_conditions_or_node_is_not_ready():
@@ -150,6 +201,7 @@ def test_two_ready_servers_on_one_node_are_refused_by_name():
     with pytest.raises(UsageError, match=r"^node coral1: expected one .* found two, first and second: ") as refused:
         found(a_pod(name="first"), a_pod("coral2"), a_pod(name="second", ip="10.42.1.8"))
     assert "coral2" not in str(refused.value)
+    assert str(refused.value).endswith("(both are in the namespace default)")
 
 
 @pytest.mark.parametrize(
@@ -181,6 +233,96 @@ def test_what_is_no_list_of_pods_is_refused_in_one_line(text, says):
 
 def test_list_without_items_holds_no_pods():
     assert pods_in(b'{"kind": "PodList", "items": null}', "standard input") == []
+
+
+# Why servers are missing.
+
+
+def a_node(name, ready="True", message="", **labels):
+    condition = {"type": "Ready", "status": ready, "reason": "KubeletReady", "message": message}
+    pressure = {"type": "DiskPressure", "status": "False", "message": "kubelet has no disk pressure"}
+    return {"kind": "Node", "metadata": {"name": name, "labels": labels}, "status": {"conditions": [pressure, condition]}}
+
+
+def a_daemonset(kind="jetson", desired=2, current=2, namespace="default", labels=LABELS):
+    return {
+        "kind": "DaemonSet",
+        "metadata": {"name": f"{kind}-inference-server", "namespace": namespace, "labels": labels},
+        "spec": {"template": {"spec": {"nodeSelector": {"node.hardware": kind}}}},
+        "status": {"desiredNumberScheduled": desired, "currentNumberScheduled": current, "numberReady": current},
+    }
+
+
+NOT_READY = "node coral2 is NotReady: Kubelet stopped posting node status."
+NO_LABEL = (
+    "DaemonSet jetson-inference-server wants no pod (DESIRED 0): "
+    "no node has the label node.hardware=jetson, or those that have it have a taint that it does not tolerate"
+)
+TOO_FEW = (
+    "DaemonSet jetson-inference-server wants 2 pods and has 1: "
+    "`kubectl -n default describe daemonset jetson-inference-server` says why"
+)
+REASONS = [
+    ([a_node("coral1"), a_node("coral2", "Unknown", "Kubelet stopped posting node status.")], [NOT_READY]),
+    ([a_daemonset(desired=0, current=0)], [NO_LABEL]),
+    ([a_daemonset(current=1)], [TOO_FEW]),
+    ([a_daemonset()], []),
+    ([a_daemonset(desired=0, current=0, namespace="other"), a_daemonset(desired=0, current=0, labels={"app": "other"})], []),
+    ([{"kind": "Node"}, {"kind": "DaemonSet", "metadata": 7}, {"kind": "DaemonSet", "metadata": {"name": 7}}, 7], []),
+]
+
+
+@pytest.mark.parametrize("others, told", REASONS)
+def test_list_of_several_kinds_says_why_servers_are_missing(no_input, monkeypatch, tmp_path, others, told):
+    """As `kubectl get pods,nodes,daemonsets -o json` prints it."""
+    others = [each for each in others if each != 7]
+    (tmp_path / "all.json").write_bytes(a_list(a_pod(), *others))
+    with (tmp_path / "all.json").open() as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        workers, lines = discovered()
+    assert list(workers) == ["coral1"]
+    assert lines == [*told, "standard input: servers on coral1; no server on coral2, jetson1, jetson2, hailo1, hailo2"]
+
+
+@pytest.mark.parametrize("others, told", REASONS)
+def test_api_says_why_servers_are_missing(api, others, told):
+    def reply(asked):
+        kind = {"pods": "Pod", "nodes": "Node", "daemonsets": "DaemonSet"}[asked.path.partition("?")[0].rsplit("/", 1)[-1]]
+        items = [a_pod()] if kind == "Pod" else [each for each in others if each == 7 or each["kind"] == kind]
+        without_kind = [each if each == 7 else {key: value for key, value in each.items() if key != "kind"} for each in items]
+        return Reply(200, a_list(*without_kind, kind=f"{kind}List"))
+
+    api.reply = reply
+    assert discovered()[1][1:] == [
+        *told,
+        "the Kubernetes API: servers on coral1; no server on coral2, jetson1, jetson2, hailo1, hailo2",
+    ]
+
+
+def test_daemonsets_are_named_where_there_are_no_pods(api):
+    sets = [a_daemonset("coral", 0, 0), a_daemonset("jetson", 2, 0), a_daemonset("hailo", 2, 2)]
+
+    def reply(asked):
+        return Reply(200, a_list(*sets, kind="DaemonSetList") if "daemonsets" in asked.path else a_list(kind="PodList"))
+
+    api.reply = reply
+    lines: list[str] = []
+    with pytest.raises(HarnessError, match=r"and `kubectl get daemonsets -n default`$"):
+        discover_workers(PROFILE_NODES, lines.append)
+    assert [line.split(" wants ")[0] for line in lines[1:]] == [
+        f"DaemonSet {kind}-inference-server" for kind in ("coral", "jetson", "hailo")
+    ]
+
+
+def test_user_who_may_not_look_at_nodes_is_told_and_gets_the_workers(api):
+    def reply(asked):
+        return Reply(200, a_list(a_pod(), kind="PodList")) if "/pods" in asked.path else Reply(403, b"{}")
+
+    api.reply = reply
+    workers, lines = discovered()
+    assert list(workers) == ["coral1"]
+    refused = "not asked why servers are missing: the Kubernetes API at {} does not let the user of the kubeconfig list {} (403)"
+    assert lines[1:3] == [refused.format(api.url, what) for what in ("nodes", "DaemonSets in the namespace default")]
 
 
 # Standard input.
@@ -271,13 +413,45 @@ def test_wish_to_stop_ends_the_wait_for_a_pipe():
         read_given(stream, nothing_is_told, lambda: True)
 
 
+def written_slowly(holds, again):
+    """The reading end of a pipe to which something is written again and again until it is closed."""
+    reading, writing = os.pipe()
+
+    def write():
+        with suppress(BrokenPipeError), os.fdopen(writing, "wb", buffering=0) as pipe:
+            pipe.write(holds)
+            while pipe.write(again):
+                pass
+
+    threading.Thread(target=write, daemon=True).start()
+    return os.fdopen(reading)
+
+
+def test_list_beyond_the_bound_is_refused(monkeypatch):
+    monkeypatch.setattr(node_discovery, "LARGEST_LIST_BYTES", 3 << 20)
+    with (
+        written_slowly(b"[", b" " * 100_000) as stream,
+        pytest.raises(UsageError, match=r"list of pods of at most 3 MiB, found more"),
+    ):
+        read_given(stream, nothing_is_told)
+
+
+def test_list_that_never_ends_is_given_up():
+    patience = Patience(whole_s=0.05)
+    with (
+        written_slowly(b"[", b" ") as stream,
+        pytest.raises(UsageError, match=r"whole list of pods within 0\.05 s, found no end"),
+    ):
+        read_given(stream, nothing_is_told, patience=patience)
+
+
 # The API.
 
 
 @pytest.fixture
 def no_input(monkeypatch, tmp_path):
     """Nothing on standard input, and no configuration of any cluster but what a test makes."""
-    for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT", "HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+    for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     with open(os.devnull) as nothing:
@@ -285,13 +459,13 @@ def no_input(monkeypatch, tmp_path):
         yield
 
 
-def kubeconfig(path, server):
-    """A kubeconfig such as k3s writes, with a token."""
+def kubeconfig(path, server, user=None, **cluster):
+    """A kubeconfig such as k3s writes, with a token unless `user` says something else."""
     content = {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [{"name": "default", "cluster": {"server": server}}],
-        "users": [{"name": "default", "user": {"token": "opensesame"}}],
+        "clusters": [{"name": "default", "cluster": {"server": server, **cluster}}],
+        "users": [{"name": "default", "user": user or {"token": "opensesame"}}],
         "contexts": [{"name": "default", "context": {"cluster": "default", "user": "default"}}],
         "current-context": "default",
     }
@@ -313,11 +487,15 @@ def discovered():
     return discover_workers(PROFILE_NODES, lines.append, patience=LITTLE_PATIENCE), lines
 
 
+def nothing_is_told_but_asking(line):
+    assert line.startswith("asking the Kubernetes API")
+
+
 def json_reply(content, status=200):
     return lambda asked: Reply(status, content, {"Content-Type": "application/json"})
 
 
-def test_api_is_asked_once_for_the_labels_with_the_users_credentials(api):
+def test_api_is_asked_for_the_labels_with_the_users_credentials(api):
     api.reply = json_reply(a_list(a_pod("hailo1"), a_pod("coral1", ready="False"), kind="PodList"))
     workers, lines = discovered()
     assert workers == {"hailo1": "http://10.42.1.7:8080/infer"}
@@ -326,11 +504,32 @@ def test_api_is_asked_once_for_the_labels_with_the_users_credentials(api):
         "pod server-on-coral1 on coral1 is left out: it is not ready",
         "the Kubernetes API: servers on hailo1; no server on coral1, coral2, jetson1, jetson2, hailo2",
     ]
-    (asked,) = api.asked
-    path, _, query = asked.path.partition("?")
-    assert (asked.method, path) == ("GET", "/api/v1/namespaces/default/pods")
-    assert parse_qs(query) == {"labelSelector": [LABEL_SELECTOR]}
-    assert {name.lower(): value for name, value in asked.headers.items()}["authorization"] == "Bearer opensesame"
+    asked = [(each.method, *each.path.partition("?")[::2]) for each in api.asked]
+    assert [(method, path, parse_qs(query)) for method, path, query in asked] == [
+        ("GET", "/api/v1/namespaces/default/pods", {"labelSelector": [LABEL_SELECTOR]}),
+        ("GET", "/api/v1/nodes", {}),
+        ("GET", "/apis/apps/v1/namespaces/default/daemonsets", {"labelSelector": [LABEL_SELECTOR]}),
+    ]
+    for each in api.asked:
+        assert {name.lower(): value for name, value in each.headers.items()}["authorization"] == "Bearer opensesame"
+
+
+def test_api_is_asked_nothing_more_where_no_server_is_missing(api):
+    api.reply = json_reply(a_list(*(a_pod(name) for name in PROFILE_NODES), kind="PodList"))
+    assert list(discovered()[0]) == PROFILE_NODES
+    assert len(api.asked) == 1
+
+
+def test_another_namespace_is_asked_for_and_named(api):
+    api.reply = json_reply(a_list(kind="PodList"))
+    lines: list[str] = []
+    with pytest.raises(HarnessError, match="kubectl get pods -n edge -l .* and `kubectl get daemonsets -n edge`"):
+        discover_workers(PROFILE_NODES, lines.append, namespace="edge")
+    none = "no DaemonSet in the namespace edge has these labels: `kubectl apply -f yaml/`, or another `--namespace`"
+    assert lines == [f"asking the Kubernetes API at {api.url}", none]
+    assert [each.path.partition("?")[0] for each in api.asked] == [
+        *("/api/v1/namespaces/edge/pods", "/api/v1/nodes", "/apis/apps/v1/namespaces/edge/daemonsets"),
+    ]
 
 
 def test_kubeconfig_of_the_home_folder_is_found(api, monkeypatch, tmp_path):
@@ -397,7 +596,10 @@ def test_no_ready_server_says_which_labels_and_how_to_look(api, pods):
 @pytest.mark.parametrize(
     "status, says",
     [
-        (401, "does not accept the credentials of the kubeconfig (401)"),
+        (
+            401,
+            "does not accept the credentials of the kubeconfig (401): expired, of another cluster, or none; copy it anew: `mkdir",
+        ),
         (403, "does not let the user of the kubeconfig list pods in the namespace default (403)"),
         (404, "answers 404"),
         (500, "answers 500"),
@@ -435,6 +637,158 @@ def test_api_that_hangs_is_given_up(api, monkeypatch):
         discovered()
     assert len(api.asked) == 1
     never.set()
+
+
+def test_api_that_drips_its_answer_is_given_up(no_input, monkeypatch, tmp_path):
+    monkeypatch.setattr(node_discovery, "API_TIMEOUT_S", 0.5)
+    ends = threading.Event()
+
+    def drip(listening):
+        connection, _ = listening.accept()
+        with connection, suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000000000\r\n\r\n")
+            while not ends.wait(0.05):
+                connection.sendall(b"[")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=drip, args=[listening], daemon=True).start()
+        kubeconfig(tmp_path / "kubeconfig", f"http://127.0.0.1:{listening.getsockname()[1]}")
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        with pytest.raises(HarnessError, match=r"did not answer within 0\.5 s$"):
+            discovered()
+    ends.set()
+
+
+def test_wish_to_stop_ends_the_wait_for_the_api(api):
+    never = threading.Event()
+    api.reply = lambda asked: Reply(after=never)
+    with pytest.raises(Interrupted):
+        discover_workers(PROFILE_NODES, nothing_is_told_but_asking, lambda: bool(api.asked))
+    never.set()
+
+
+def test_answer_beyond_the_bound_is_refused(api, monkeypatch):
+    monkeypatch.setattr(kubernetes_api, "LARGEST_LIST_BYTES", 1 << 20)
+    api.reply = lambda asked: Reply(200, b" " * (2 << 20))
+    with pytest.raises(HarnessError, match=r"cannot be asked: its answer is longer than 1 MiB$"):
+        discovered()
+
+
+def test_proxies_of_the_environment_are_not_used_and_that_of_the_kubeconfig_is(api, monkeypatch, tmp_path):
+    api.reply = json_reply(a_list(a_pod(), kind="PodList"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        nowhere = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, nowhere)
+    assert list(discovered()[0]) == ["coral1"]
+    kubeconfig(tmp_path / "kubeconfig", "http://192.0.2.1:6443", **{"proxy-url": api.url})
+    assert list(discovered()[0]) == ["coral1"]
+    assert api.asked[-1].path.startswith("http://192.0.2.1:6443/")
+
+
+# Its certificates.
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    """Two authorities, and certificates of the first: valid, expired, of another name. Each as NAME.pem with its NAME.key."""
+    folder = tmp_path_factory.mktemp("certificates")
+
+    def openssl(*arguments):
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True, timeout=60)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    for name in ("authority", "stranger"):
+        openssl("req", "-x509", *key, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-days", "9", "-subj", f"/CN=k3s-{name}")
+    for name, days, address in (
+        ("valid", "9", "IP:127.0.0.1"),
+        ("expired", "-1", "IP:127.0.0.1"),
+        ("elsewhere", "9", "DNS:master"),
+    ):
+        (folder / "names").write_text(f"subjectAltName={address}")
+        openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        by = ("-CA", "authority.pem", "-CAkey", "authority.key", "-CAcreateserial", "-extfile", "names")
+        openssl("x509", "-req", "-in", f"{name}.csr", *by, "-days", days, "-out", f"{name}.pem")
+    return folder
+
+
+@contextmanager
+def an_api_with_tls(certificates, name, asks_for_client=False):
+    """An API that shows a certificate, and may ask for one."""
+    pods = a_list(*(a_pod(node) for node in PROFILE_NODES), kind="PodList")
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(pods)}\r\nConnection: close\r\n\r\n".encode()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / f"{name}.pem", certificates / f"{name}.key")
+    if asks_for_client:
+        context.maximum_version = ssl.TLSVersion.TLSv1_2  # refuses within the handshake; 1.3 when the request is half sent
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(certificates / "authority.pem")
+
+    def answer(listening):
+        with suppress(OSError):
+            connection, _ = listening.accept()
+            with context.wrap_socket(connection, server_side=True) as secured:
+                secured.recv(65536)
+                secured.sendall(head + pods)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=answer, args=[listening], daemon=True)
+        thread.start()
+        yield f"https://127.0.0.1:{listening.getsockname()[1]}"
+    thread.join(10)
+
+
+@pytest.fixture
+def discovered_with_tls(certificates, no_input, monkeypatch, tmp_path):
+    """Discovers through an API with TLS: the server's certificate, the authority and the user's certificate of the kubeconfig."""
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+
+    def discover(server, authority="authority", user="valid", asks_for_client=False):
+        cluster = {"certificate-authority": str(certificates / f"{authority}.pem")} if authority else {}
+        own = {"client-certificate": str(certificates / f"{user}.pem"), "client-key": str(certificates / f"{user}.key")}
+        with an_api_with_tls(certificates, server, asks_for_client) as url:
+            kubeconfig(tmp_path / "kubeconfig", url, own if user else {"token": "opensesame"}, **cluster)
+            return discovered()[0]
+
+    return discover
+
+
+def test_certificates_that_fit_are_accepted(discovered_with_tls):
+    assert list(discovered_with_tls("valid", asks_for_client=True)) == PROFILE_NODES
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        ({"server": "expired"}, "its certificate has expired, or the clock here is wrong"),
+        ({"server": "elsewhere"}, "its certificate does not name this address"),
+        ({"server": "valid", "authority": "stranger"}, "its certificate is not signed by the one in the kubeconfig"),
+        ({"server": "valid", "authority": ""}, "its certificate is not signed by the one in the kubeconfig"),
+        ({"server": "valid", "user": "expired", "asks_for_client": True}, "it does not accept the certificate of the kubeconfig"),
+        (
+            {"server": "valid", "user": "stranger", "asks_for_client": True},
+            "it does not accept the certificate of the kubeconfig",
+        ),
+        ({"server": "valid", "user": "", "asks_for_client": True}, "it does not accept the certificate of the kubeconfig"),
+    ],
+)
+def test_certificate_that_does_not_fit_is_told_with_the_remedy(discovered_with_tls, arguments, says):
+    with pytest.raises(HarnessError, match=r"^the Kubernetes API at https://127\.0\.0\.1:\d+ cannot be asked: ") as failed:
+        discovered_with_tls(**arguments)
+    assert says in str(failed.value)
+    assert (f"copy it anew: `{COPY_OF_K3S}`" in str(failed.value)) == (arguments["server"] != "elsewhere")
+
+
+@pytest.mark.parametrize("key", ["certificate-authority", "certificate-authority-data"])
+@pytest.mark.parametrize("content", ["", "no PEM", "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCg=="])
+def test_certificate_that_is_missing_or_unreadable_is_told_with_the_remedy(api, tmp_path, key, content):
+    (tmp_path / "ca.pem").write_text(content)
+    value = content or "!" if key.endswith("data") else str(tmp_path / ("ca.pem" if content else "missing.pem"))
+    kubeconfig(tmp_path / "kubeconfig", api.url.replace("http:", "https:"), **{key: value})
+    with pytest.raises(HarnessError) as failed:
+        discovered()
+    assert f"copy it anew: `{COPY_OF_K3S}`" in str(failed.value), failed.value
 
 
 def test_api_that_accepts_no_tls_is_told_in_one_line(no_input, monkeypatch, tmp_path):
@@ -498,6 +852,36 @@ def test_program_tells_in_one_line_why_it_found_no_workers(tmp_path, text, statu
     assert done.stderr.startswith("main_pregenerated.py: ") and says in done.stderr
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
     assert not list(tmp_path.glob("results/*"))
+
+
+@pytest.mark.parametrize("parse", [main_pregenerated.parse_options, profile_nodes.parse_options])
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--namespace", "edge"], "--namespace: says where --discover looks"),
+        (
+            ["--discover", "--namespace", "../nodes"],
+            "--namespace: expected a name of small letters, digits and -, found '../nodes'",
+        ),
+        (["--discover", "--namespace", ""], "--namespace: expected a name"),
+    ],
+)
+def test_namespace_that_cannot_be_is_refused(parse, arguments, says):
+    with pytest.raises(UsageError) as refused:
+        parse(arguments)
+    assert str(refused.value).startswith(says)
+
+
+def test_program_tells_of_pods_of_another_namespace_and_takes_the_one_it_is_given(tmp_path):
+    pods = a_list(a_pod("coral1", deletionTimestamp="2026-01-01T00:00:00Z"), a_pod("raspberry", namespace="other")).decode()
+    done = started(tmp_path, "--duration", "1", input=pods)
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [
+        "pod server-on-coral1 on coral1 is left out: it is being deleted",
+        "pod server-on-raspberry on raspberry is left out: it is in the namespace other, not default: "
+        "`--namespace` names the one that is taken",
+    ]
+    assert "worker raspberry" in started(tmp_path, "--duration", "1", "--namespace", "other", input=pods).stderr
 
 
 def test_server_on_a_node_that_the_profile_does_not_know_is_refused_by_name(tmp_path):
