@@ -9,7 +9,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Self
 
@@ -80,6 +80,17 @@ def require_worker_urls(workers: Mapping[str, str]) -> dict[str, Url]:
     return parsed
 
 
+def require_profiled(workers: Iterable[str], profile: PerformanceProfile) -> None:
+    """Refuse workers of which the profile knows nothing.
+
+    Raises:
+        UsageError: the text names the first of them.
+    """
+    for name in workers:
+        if name not in profile.nodes:
+            raise UsageError(f"worker {name} is not in the performance profile, which knows {', '.join(profile.nodes)}")
+
+
 def _require_plausible(answer: Answer, round_trip_s: float) -> None:
     """Refuse durations that do not fit into the round trip, beyond what two clocks may differ by."""
     if answer.queue_time_s + answer.inference_time_s > 1.05 * round_trip_s + 5e-3:
@@ -145,9 +156,7 @@ class HttpCluster(WallClockCluster):
         on_decision: Callable[[Decision], None] | None = None,
     ) -> None:
         urls = require_worker_urls(workers)
-        unknown = [name for name in workers if name not in profile.nodes]
-        if unknown:
-            raise UsageError(f"worker {unknown[0]} is not in the performance profile, which knows {', '.join(profile.nodes)}")
+        require_profiled(workers, profile)
         lock = threading.RLock()
         self._profile = profile
         super().__init__(profile, list(workers), settings, scheduler, power, on_end, on_decision, lock)

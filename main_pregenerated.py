@@ -36,7 +36,7 @@ from console import Progress, print_repeats, print_summary
 from deadline_adapter import DeadlineAdapter
 from emulated_nodes import EmulatedNodes
 from harness_metrics import HarnessMetrics, annotate_in_grafana, listed_target, targets_file, targets_folder
-from inference_request import WORKERS, HttpCluster, low_latency, placeholders, require_worker_urls
+from inference_request import WORKERS, HttpCluster, low_latency, placeholders, require_profiled, require_worker_urls
 from metric_collector import MetricCollector, RunFolder
 from mobility.mobility_manager import Mobility, MobilityManager
 from node_discovery import NAMESPACE, discover_workers
@@ -377,6 +377,9 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignal) -> int:
         kind, notice = choose_cluster(options.cluster, workers)
         if kind == "workers":
             require_worker_urls(workers)
+            require_profiled(workers, profile)
+        if kind == "emulated" and settings.power.host_metrics and not options.prometheus_url:
+            raise UsageError("power.host_metrics: emulated nodes have none of their own; give --prometheus-url")
         if options.repeat > 1 and kind == "simulated" and options.trace:
             raise UsageError("--repeat: a replay in virtual time gives the same numbers each time; leave --repeat or --trace out")
         last_settings = settings.replace(seed=settings.seed + options.repeat - 1) if kind == "simulated" else settings
@@ -493,8 +496,6 @@ def _power_poller(
     """A poller of a Prometheus server, or of the emulated nodes' own /metrics."""
     interval_s, delay_s = settings.power.poll_interval_s, settings.power.power_delay_s
     if nodes and not prometheus_url:
-        if settings.power.host_metrics:
-            raise UsageError("power.host_metrics: emulated nodes have none of their own; give --prometheus-url")
         own = NodeMetricsSource(nodes.metrics_urls)
         return PrometheusCollector(own, names, interval_s, delay_s=delay_s, read_busy=own.busy_s)
     instances = {node: urlsplit(url).netloc for node, url in nodes.metrics_urls.items()} if nodes else None

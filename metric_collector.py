@@ -64,6 +64,7 @@ RESULT_COLUMNS = (
     "met_base_deadline",
     "delivered",
     "error",
+    "device_heading_deg",
 )
 
 DEVICE_COLUMNS = (
@@ -75,6 +76,7 @@ DEVICE_COLUMNS = (
     "in_coverage",
     "tasks_generated",
     "tasks_skipped",
+    "final_heading_deg",
 )
 
 Row = Sequence[object]
@@ -195,6 +197,7 @@ class MetricCollector:
             result.met(task.base_deadline_s),
             self._delivered(result),
             result.error,
+            device.heading_deg,
         )
 
     def decided(self, decision: Decision) -> None:
@@ -222,8 +225,19 @@ class MetricCollector:
         rows: list[Row] = []
         for device_id in device_ids:
             device = self._mobility.device(device_id, time_s)
-            counts = (generated[device_id], skipped[device_id])
-            rows.append((device_id, device.device_type, device.speed_mps, device.x_m, device.y_m, device.in_coverage, *counts))
+            rows.append(
+                (
+                    device_id,
+                    device.device_type,
+                    device.speed_mps,
+                    device.x_m,
+                    device.y_m,
+                    device.in_coverage,
+                    generated[device_id],
+                    skipped[device_id],
+                    device.heading_deg,
+                )
+            )
         return rows
 
     def tasks(self) -> TaskFigures:

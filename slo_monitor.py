@@ -15,6 +15,8 @@ VIOLATION_COLUMNS = (
     "response_time_s",
     "excess_s",
     "outcome",
+    "arrival_time_s",
+    "completion_time_s",
 )
 
 
@@ -54,6 +56,8 @@ class SloMonitor:
                     response_s,
                     None if response_s is None else response_s - task.adapted_deadline_s,
                     result.outcome,
+                    task.arrival_time_s,
+                    result.completion_time_s,
                 )
             )
 

@@ -34,6 +34,13 @@ class Device(NamedTuple):
         """Speed, metres per second."""
         return math.hypot(self.vx_mps, self.vy_mps)
 
+    @property
+    def heading_deg(self) -> float | None:
+        """Direction of motion, degrees from the x axis towards the y axis, 0 ≤ heading < 360; None at rest."""
+        if self.vx_mps == 0 and self.vy_mps == 0:
+            return None
+        return math.degrees(math.atan2(self.vy_mps, self.vx_mps)) % 360 % 360  # twice: just below 0 rounds to 360
+
 
 class Task(NamedTuple):
     """One inference request as a scheduler may see it; its true service time is not here.

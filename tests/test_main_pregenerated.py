@@ -177,6 +177,17 @@ def test_malformed_worker_url_is_refused_by_name(refused, monkeypatch, url):
     assert "WORKERS: jetson2: expected an address such as" in line and repr(url) in line
 
 
+def test_worker_that_the_profile_does_not_know_is_refused_before_power_is_asked_for(refused, monkeypatch):
+    monkeypatch.setattr(main_pregenerated, "WORKERS", {**REAL, "toaster": "http://10.42.1.9:8080/infer"})
+    assert "worker toaster is not in the performance profile, which knows coral1, coral2" in refused("--cluster", "workers")
+
+
+def test_host_metrics_of_emulated_nodes_are_refused_before_these_are_started(refused, tmp_path):
+    (tmp_path / "hosts.yaml").write_text("power: {host_metrics: true}\n")
+    line = refused("--cluster", "emulated", "--config", tmp_path / "hosts.yaml")
+    assert "power.host_metrics: emulated nodes have none of their own; give --prometheus-url" in line
+
+
 @pytest.mark.parametrize("url", ["localhost:9090", "nonsense", "http://"])
 def test_malformed_prometheus_url_is_refused(refused, url):
     assert "--prometheus-url: expected an address such as" in refused("--prometheus-url", url)

@@ -596,6 +596,7 @@ def test_row_of_an_answered_task_says_all_of_it():
         "met_base_deadline": False,
         "delivered": True,
         "error": None,
+        "device_heading_deg": pytest.approx(53.13010235415598),  # of a 3-4-5 triangle
     }
 
 
@@ -634,6 +635,16 @@ def test_device_rows_count_the_tasks_of_each_device():
     assert (first["tasks_generated"], first["tasks_skipped"], first["in_coverage"]) == (3, 2, True)
     assert (second["tasks_generated"], second["tasks_skipped"], second["in_coverage"]) == (0, 0, False)
     assert (first["device_type"], first["speed_mps"], first["final_x_m"], first["final_y_m"]) == ("fixed", 0.0, 1.0, 2.0)
+    assert first["final_heading_deg"] is None  # it never moves
+
+
+@pytest.mark.parametrize(
+    ("velocity", "heading_deg"),
+    [((2, 0), 0), ((3, 3), 45), ((0, 1), 90), ((-4, 0), 180), ((0, -1), 270), ((1, -1), 315), ((1, -1e-20), 0), ((0, 0), None)],
+)
+def test_heading_is_the_angle_from_the_x_axis_and_nothing_at_rest(velocity, heading_deg):
+    found = Device(7, "vehicle", 10.0, 20.0, float(velocity[0]), float(velocity[1]), True).heading_deg
+    assert found == (heading_deg if heading_deg is None else pytest.approx(heading_deg)) and (found is None or 0 <= found < 360)
 
 
 def test_in_cell_share_of_the_summary_is_that_of_the_devices():

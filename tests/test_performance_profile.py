@@ -11,7 +11,8 @@ import yaml
 
 from main_pregenerated import main
 from performance_profile import Measurement, NodeMeans, load_profile, profile_text, remeasured, replace_keeping_old
-from settings import DEFAULT_CONFIG
+from settings import DEFAULT_CONFIG, require_known_models
+from tests.helpers import default_settings
 from utils import UsageError
 
 PROFILE = DEFAULT_CONFIG.parent / "performance_profile.yaml"
@@ -67,13 +68,20 @@ def test_power_and_overhead_are_the_measured_ones(profile, node, idle_w, busy_w,
 @pytest.mark.parametrize(
     ("node", "mean_ms"),
     [
-        ("coral1", {"mobilenet": 13.89, "resnet50": 77.67, "efficientnet": 25.09, "vgg16": 344.0}),
-        ("jetson2", {"mobilenet": 15.56, "resnet50": 60.37, "efficientnet": 42.69, "vgg16": 85.1}),
-        ("hailo2", {"mobilenet": 7.61, "resnet50": 24.16, "efficientnet": 12.99, "vgg16": 133.0}),
+        ("coral1", {"mobilenet": 13.89, "resnet50": 77.67, "efficientnet": 25.09, "vgg16": 344.0, "inception": 21.2}),
+        ("jetson2", {"mobilenet": 15.56, "resnet50": 60.37, "efficientnet": 42.69, "vgg16": 85.1, "inception": 21.9}),
+        ("hailo2", {"mobilenet": 7.61, "resnet50": 24.16, "efficientnet": 12.99, "vgg16": 133.0, "inception": 10.5}),
     ],
 )
 def test_latencies_are_the_measured_ones(profile, node, mean_ms):
     assert profile.service_time_s(node) == pytest.approx({model: ms / 1000 for model, ms in mean_ms.items()})
+
+
+def test_inception_is_an_estimate_and_not_drawn_unless_the_settings_name_it(profile):
+    inception = profile.latency["inception"]
+    assert inception.provenance == "estimated" and "minus the request overheads" in inception.note
+    assert "inception" not in default_settings().models
+    require_known_models(default_settings(models=["inception"]), profile.latency)
 
 
 def test_every_node_serves_every_model(profile):
@@ -98,7 +106,7 @@ def test_what_an_emulated_node_learns_is_its_own_row_as_json(profile):
         "busy_w": 6.47,
         "request_overhead_ms": 23.0,
         "cv": 0.005,
-        "mean_ms": {"mobilenet": 15.80, "resnet50": 60.02, "efficientnet": 42.79, "vgg16": 85.1},
+        "mean_ms": {"mobilenet": 15.80, "resnet50": 60.02, "efficientnet": 42.79, "vgg16": 85.1, "inception": 22.3},
     }
 
 
@@ -197,7 +205,7 @@ def measurement(**changes):
         "measured_at": datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC),
         "cluster": "workers",
         "nodes": ["coral1"],
-        "models": ["mobilenet", "resnet50", "efficientnet", "vgg16"],
+        "models": ["mobilenet", "resnet50", "efficientnet", "vgg16", "inception"],
         "requests": 200,
         "warm_up": 10,
         "order": "mixed",
@@ -312,6 +320,7 @@ def test_model_that_no_node_serves_any_more_has_no_row(profile):
         "mobilenet",
         "resnet50",
         "efficientnet",
+        "inception",
     ]
 
 

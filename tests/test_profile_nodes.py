@@ -20,8 +20,8 @@ from settings import DEFAULT_CONFIG, require_known_models
 from tests.helpers import PATIENCE_S, Reply, default_settings, scripted_server, small_profile
 from utils import PROJECT_ROOT, UsageError
 
-MODELS = ["mobilenet", "resnet50", "efficientnet", "vgg16"]
-MEAN_US = {"mobilenet": 20.0, "resnet50": 40.0, "efficientnet": 60.0, "vgg16": 80.0}
+MODELS = ["mobilenet", "resnet50", "efficientnet", "vgg16", "inception"]
+MEAN_US = {"mobilenet": 20.0, "resnet50": 40.0, "efficientnet": 60.0, "vgg16": 80.0, "inception": 50.0}
 FULL = Reply(503, {"detail": "64 requests are waiting"}, {"Retry-After": "1"})
 
 
@@ -178,9 +178,9 @@ def test_requests_go_one_by_one_over_one_connection_in_a_mix_that_is_the_same_fo
     servers = workers(coral, hailo)
     assert run(requests=10, warm_up=2)[0] == 0
     assert Tally(coral.inferred) == dict.fromkeys(MODELS, 12)
-    assert Tally(coral.inferred[:8]) == dict.fromkeys(MODELS, 2)  # the warm-up
+    assert Tally(coral.inferred[: 2 * len(MODELS)]) == dict.fromkeys(MODELS, 2)  # the warm-up
     assert coral.inferred == hailo.inferred
-    assert sum(a != b for a, b in zip(coral.inferred, coral.inferred[1:], strict=False)) > 20  # grouped it would be three
+    assert sum(a != b for a, b in zip(coral.inferred, coral.inferred[1:], strict=False)) > 20  # grouped it would be four
     for server in servers.values():
         assert {asked.connection for asked in server.asked} == {0}
         assert {asked.headers["Content-Type"] for asked in server.asked if asked.method == "POST"} == {"application/octet-stream"}
@@ -260,7 +260,7 @@ def test_node_that_serves_none_of_the_models_loses_their_means_and_keeps_its_oth
     assert list(new.latency["vgg16"].mean_ms) == [name for name in WORKERS if name != "coral1"]
     assert new.latency["mobilenet"] == old.latency["mobilenet"]
     assert "vgg16 is taken out of the figures of nodes that do not serve it: coral1" in out
-    assert "all other figures of coral1, coral2" in out and "efficientnet on every node" in out
+    assert "all other figures of coral1, coral2" in out and "efficientnet, inception on every node" in out
 
 
 def test_model_that_only_a_node_knows_is_told_and_measured_when_it_is_asked_for(run, workers, profile_file):
@@ -541,7 +541,7 @@ def test_stopped_program_ends_with_130_no_traceback_and_no_file(profile_file, tm
 
 def test_quiet_says_only_what_came_out(run, workers):
     workers(Node("coral1"))
-    assert "measuring coral1: 20 requests, 4 of them to warm up" in run()[1]
+    assert "measuring coral1: 25 requests, 5 of them to warm up" in run()[1]
     out = run("--quiet")[1]
     assert "measuring" not in out and "mobilenet" in out and "profile: " in out
 
@@ -551,5 +551,5 @@ def test_tables_fit_a_terminal_of_80_columns(run, workers, monkeypatch):
     workers(*(Node(name, says_switches=True) for name in WORKERS))
     out = run("--quiet")[1]
     rows = [line for line in out.splitlines() if any(name in line for name in (*MODELS, "max")) and ":" not in line]
-    assert len(rows) == 2 * 6 * 4 + 2  # every model of every node in one line, with and without switches; two heads
+    assert len(rows) == 2 * 6 * len(MODELS) + 2  # every model of every node in one line, with and without switches; two heads
     assert all(len(row) <= 80 and "…" not in row for row in rows)

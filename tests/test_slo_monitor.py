@@ -95,9 +95,10 @@ def test_only_late_and_failed_tasks_are_logged():
 
 
 def test_columns_of_the_log_are_the_designs():
-    # design.md, section 5, "Result files", slo_violations_<id>.csv.
+    # design.md, section 5, "Result files", slo_violations_<id>.csv, then what was added later.
     assert ",".join(VIOLATION_COLUMNS) == (
-        "task_id,device_id,slo_class,model_name,assigned_node,adapted_deadline_s,response_time_s,excess_s,outcome"
+        "task_id,device_id,slo_class,model_name,assigned_node,adapted_deadline_s,response_time_s,excess_s,outcome,"
+        "arrival_time_s,completion_time_s"
     )
 
 
@@ -120,12 +121,15 @@ def test_late_task_is_logged_with_its_excess():
         "response_time_s": pytest.approx(0.4),
         "excess_s": pytest.approx(0.15),
         "outcome": "late",
+        "arrival_time_s": 10.0,
+        "completion_time_s": 10.4,
     }
 
 
 def test_task_without_an_answer_is_logged_without_times():
     row = logged(ended(Outcome.FAILED, node=None))
     assert (row["assigned_node"], row["response_time_s"], row["excess_s"], row["outcome"]) == (None, None, None, "failed")
+    assert (row["arrival_time_s"], row["completion_time_s"]) == (10.0, None)
 
 
 def test_display_may_count_while_tasks_end():
