@@ -25,6 +25,7 @@ from prometheus_client import (
     start_http_server,
 )
 
+from http_exchange import WrongAnswer, exchange
 from settings import Settings
 from task import Decision, Outcome, TaskResult
 from utils import PROJECT_ROOT, UsageError, write_json_atomically
@@ -35,6 +36,7 @@ TARGETS_VARIABLE = "MONITOR_TARGETS"
 _DEFAULT_TARGETS = PROJECT_ROOT / ".cache" / "monitor" / "targets"
 _FILE_OF_A_PROCESS = re.compile(r"\.?(?:emulated|harness)-([1-9][0-9]{0,8})\.json(?:\.tmp)?")
 _LONGEST_ANSWER = 1 << 16
+_NOT_GRAFANA = "it answered, but not as Grafana does"
 _LAG_BUCKETS_S = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 _RESPONSE_BUCKETS_S = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 1.0, 2.0, 5.0, 10.0)
 
@@ -253,28 +255,27 @@ def annotate_in_grafana(summary: Mapping[str, Any], environment: Mapping[str, st
     Thread(target=lambda: told.put(post()), name="grafana", daemon=True).start()
     try:
         problem = told.get(timeout=timeout_s)
-    except Empty:  # urllib3 limits each read, not all of them together
+    except Empty:  # looking up the name of the host may take longer than all of the exchange
         problem = f"no answer within {timeout_s:g} s"
     return None if problem is None else f"no annotation in Grafana at {where}: {problem}".replace(token, "…")
 
 
 def _post(url: str, note: Mapping[str, Any], token: str, timeout_s: float) -> str | None:
     """Send an annotation; what went wrong, None where the answer holds its id."""
-    headers = {"Authorization": f"Bearer {token}"}
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     try:
-        with urllib3.PoolManager(timeout=timeout_s, retries=False) as http:
-            response = http.request("POST", url, json=note, headers=headers, preload_content=False)
-            body = response.read(_LONGEST_ANSWER)
-            response.close()
-    except (urllib3.exceptions.HTTPError, ValueError) as error:
+        status, _, body = exchange("POST", url, timeout_s, headers, json.dumps(note).encode(), _LONGEST_ANSWER)
+    except WrongAnswer:
+        return _NOT_GRAFANA
+    except OSError as error:
         return str(error)
-    if response.status != 200:
-        return f"it answered {response.status}"
+    if status != 200:
+        return f"it answered {status}"
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):
         answer = None
-    return None if isinstance(answer, dict) and "id" in answer else "it answered, but not as Grafana does"
+    return None if isinstance(answer, dict) and "id" in answer else _NOT_GRAFANA
 
 
 def _verdict(summary: Mapping[str, Any], verdict: str) -> str:

@@ -35,6 +35,7 @@ from comparison.repeats import repeats_table
 from console import Progress, print_repeats, print_summary
 from deadline_adapter import DeadlineAdapter
 from emulated_nodes import EmulatedNodes
+from energy import PowerRange
 from harness_metrics import HarnessMetrics, annotate_in_grafana, listed_target, targets_file, targets_folder
 from inference_request import WORKERS, HttpCluster, low_latency, placeholders, require_profiled, require_worker_urls
 from metric_collector import MetricCollector, RunFolder
@@ -42,7 +43,7 @@ from mobility.mobility_manager import Mobility, MobilityManager
 from node_discovery import NAMESPACE, discover_workers
 from performance_profile import PerformanceProfile, load_profile
 from prometheus_collector import (
-    ENERGY_METRIC,
+    OWN_METRICS,
     POWER_METRIC,
     NodeMetricsSource,
     PrometheusCollector,
@@ -52,7 +53,7 @@ from prometheus_collector import (
 from report import write_run_report
 from run_figures import RunFacts
 from scheduler import create_scheduler
-from settings import Settings, load_settings, require_known_models
+from settings import PowerMetrics, Settings, load_settings, require_known_models
 from simulated_cluster import SimulatedCluster
 from slo_monitor import VIOLATION_COLUMNS, SloMonitor
 from task import Arrival, Decision, Outcome, TaskResult
@@ -62,6 +63,8 @@ from utils import HarnessError, RowFiles, UsageError, random_stream, write_failu
 PROGRAM = "main_pregenerated.py"
 DEFAULT_PROMETHEUS_URL = "http://127.0.0.1:30090"
 _AWAIT_POWER_S = 20.0
+_SHORTEST_LOOK_BACK_S = 15.0
+"""Prometheus stores a scrape under the time at which it began once it has ended, which may be some polls later."""
 
 
 def run_experiment(trace: Trace, cluster: Cluster, adapter: DeadlineAdapter, record: Callable[[TaskResult], None]) -> None:
@@ -269,16 +272,19 @@ class WallClock:
         self.on_idle_power(idle_w)
         late_before = self.nodes.lateness() if self.nodes else None
         with low_latency(), self.progress:
-            self.power.poll()
+            self.power.poll_now()
             _await_poll_instant(time.time(), self.settings.power.poll_interval_s)
             load()
             window_s, end_s = cluster.now_s(), cluster.clock()
             down_periods = cluster.down_periods()
         self.power.poll_past(end_s, self.settings.power.max_age_s)
         late = self.nodes.lateness().since(late_before) if self.nodes and late_before else None
+        power, start_s = self.power.history(), end_s - window_s
         return {
             "window_s": window_s,
-            "energy": self.power.energy(end_s - window_s, end_s, idle_w),
+            "energy": power.energy(start_s, end_s, idle_w),
+            "impossible_energy": power.impossible(start_s, end_s, idle_w),
+            "warnings": power.doubts(start_s, end_s),
             "idle_w": idle_w,
             "counted_busy_s": self.power.busy_s(end_s - window_s, end_s),
             "down_periods": down_periods,
@@ -293,7 +299,7 @@ class WallClock:
         baseline_s = self.settings.power.idle_baseline_s
         if self.nodes is None and baseline_s > 0:
             self.say(f"measuring idle power for {baseline_s:g} s …")
-            self.power.poll()
+            self.power.poll_now()
             start_s = cluster.clock()
             while cluster.clock() - start_s < baseline_s and not cluster.stopping:
                 time.sleep(0.1)
@@ -447,7 +453,7 @@ def _measure_on_wall_clock(
     nodes_file = targets_file(targets, "emulated") if targets else None
     nodes = EmulatedNodes(profile, lambda: stop.received, nodes_file) if emulated else None
     workers = stack.enter_context(nodes).workers if nodes else command.workers
-    power = stack.enter_context(_power_poller(options.prometheus_url, nodes, names, settings))
+    power = stack.enter_context(_power_poller(options.prometheus_url, nodes, names, settings, profile, lambda: stop.received))
     scheduler = create_scheduler(settings.scheduler, settings, random_stream(settings.seed, "policy"))
     real = partial(HttpCluster, workers, profile, settings, scheduler, power.latest)
     one = Run(settings, scenario, command.kind, profile, names, real, folder)
@@ -456,7 +462,7 @@ def _measure_on_wall_clock(
         one.show_in(metrics)
     if nodes_file and options.prometheus_url:
         _await_power(power, names, settings, lambda: stop.received)
-    say_power_metrics(power.metrics(settings.power.max_age_s), command.say)
+    say_power_metrics(power.metrics(settings.power.max_age_s), command.say, OWN_METRICS if nodes else settings.power.metrics)
     progress = nullcontext() if options.quiet else Progress(command.console, one.cluster, one.monitor, power, settings)
     clock = WallClock(settings, power, nodes, progress, command.say, metrics.idle_power)
 
@@ -491,17 +497,30 @@ def _finish_repeats(summaries: Mapping[Path, dict[str, Any]], output: Path, cons
 
 
 def _power_poller(
-    prometheus_url: str | None, nodes: EmulatedNodes | None, names: Sequence[str], settings: Settings
+    prometheus_url: str | None,
+    nodes: EmulatedNodes | None,
+    names: Sequence[str],
+    settings: Settings,
+    profile: PerformanceProfile,
+    stopping: Callable[[], bool],
 ) -> PrometheusCollector:
     """A poller of a Prometheus server, or of the emulated nodes' own /metrics."""
-    interval_s, delay_s = settings.power.poll_interval_s, settings.power.power_delay_s
+    own, interval_s = settings.power, settings.power.poll_interval_s
+    ranges = {name: PowerRange(*profile.power_range_w(name, own.plausible_factor)) for name in names}
+    poller = partial(
+        PrometheusCollector, nodes=names, interval_s=interval_s, delay_s=own.power_delay_s, power_ranges=ranges, stopping=stopping
+    )
     if nodes and not prometheus_url:
-        own = NodeMetricsSource(nodes.metrics_urls)
-        return PrometheusCollector(own, names, interval_s, delay_s=delay_s, read_busy=own.busy_s)
-    instances = {node: urlsplit(url).netloc for node, url in nodes.metrics_urls.items()} if nodes else None
-    source = PrometheusSource(prometheus_url or DEFAULT_PROMETHEUS_URL, names, window_s=10 * interval_s, instances=instances)
-    read_host = source.host_metrics if settings.power.host_metrics else None
-    return PrometheusCollector(source, names, interval_s, read_host, delay_s, source.busy_s)
+        of_nodes = NodeMetricsSource(nodes.metrics_urls)
+        return poller(of_nodes, read_busy=of_nodes.busy_s)
+    source = PrometheusSource(
+        prometheus_url or DEFAULT_PROMETHEUS_URL,
+        names,
+        window_s=max(10 * interval_s, _SHORTEST_LOOK_BACK_S),
+        instances={node: urlsplit(url).netloc for node, url in nodes.metrics_urls.items()} if nodes else None,
+        metrics=OWN_METRICS if nodes else own.metrics,
+    )
+    return poller(source, read_host=source.host_metrics if own.host_metrics else None, read_busy=source.busy_s)
 
 
 def _await_power(power: PrometheusCollector, names: Sequence[str], settings: Settings, stopping: Callable[[], bool]) -> None:
@@ -510,15 +529,24 @@ def _await_power(power: PrometheusCollector, names: Sequence[str], settings: Set
     power.poll_until(lambda: stopping() or all(power.is_up(name, max_age_s) for name in names), within_s=_AWAIT_POWER_S)
 
 
-def say_power_metrics(found: Mapping[str, Sequence[str]], say: Callable[[str], None]) -> None:
-    """Say which nodes have no power data and which have no counter; nothing where every node has its counter."""
+def say_power_metrics(
+    found: Mapping[str, Sequence[str]], say: Callable[[str], None], expected: PowerMetrics = OWN_METRICS
+) -> None:
+    """Say which nodes have no power data and which have no counter; nothing where every node has its counter.
+
+    Args:
+        found: which of the two metrics each node has shown.
+        say: prints a line.
+        expected: names of metrics and nodes in Prometheus.
+    """
     if without := [node for node, metrics in found.items() if not metrics]:
-        say(
-            f"no power data of {', '.join(without)}: "
-            f'expected {ENERGY_METRIC} or {POWER_METRIC} with the node\'s name in the label "node"'
-        )
+        values = [expected.nodes.get(node, node) for node in without]
+        named = "the node's name" if values == without else ", ".join(values)
+        metrics = " or ".join([*expected.energy_j, *expected.power_w])
+        say(f'no power data of {", ".join(without)}: expected {metrics} with {named} in the label "{expected.label}"')
     if gauge_only := [node for node, metrics in found.items() if tuple(metrics) == (POWER_METRIC,)]:
-        say(f"no {ENERGY_METRIC} of {', '.join(gauge_only)}: energy is the integral of {POWER_METRIC}")
+        energy = " or ".join(expected.energy_j) or "energy counter"
+        say(f"no {energy} of {', '.join(gauge_only)}: energy is the integral of {' or '.join(expected.power_w)}")
 
 
 def _port(text: str) -> int:

@@ -255,7 +255,7 @@ class MetricCollector:
         # in virtual time an answer that never came is one of a hopeless queue: a result, not a fault
         lost = len(figures.of(Outcome.FAILED)) if facts.cluster == "simulated" else len(dispatched) - len(completed)
         reasons = invalid_reasons(facts, lag_s, len(dispatched), lost)
-        energy_reasons = energy_invalid_reasons(facts.energy)
+        energy_reasons = energy_invalid_reasons(facts.energy, facts.impossible_energy)
         unanswered = figures.unanswered
         told_s = {node: float(completed.on_node(node)["inference_time_s"].sum()) for node in self._node_names}
         utilisation = {

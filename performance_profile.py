@@ -113,6 +113,10 @@ class PerformanceProfile(StrictModel):
         """Request overhead of `node` in seconds: round trip minus accelerator time."""
         return self.nodes[node].request_overhead_ms / 1e3
 
+    def power_range_w(self, node: str, factor: float) -> tuple[float, float]:
+        """Least and most power that `node` can draw, watts: its idle power over `factor`, its busy power times `factor`."""
+        return self.nodes[node].idle_w / factor, self.nodes[node].busy_w * factor
+
     def sigma(self, node: str) -> float:
         """Shape of the log-normal service time of `node`: σ² = ln(1 + cv²)."""
         return math.sqrt(math.log1p(self.cv[self.nodes[node].accelerator] ** 2))

@@ -7,13 +7,14 @@ is none, from the nodes' own `/metrics`. Times are on the master's monotonic clo
 import logging
 import math
 import re
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Protocol, Self
+from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 import urllib3
@@ -21,12 +22,14 @@ from prometheus_api_client import PrometheusConnect
 from prometheus_api_client.exceptions import PrometheusApiClientException
 from prometheus_client.parser import text_string_to_metric_families
 from requests import Response, Session
-from requests.exceptions import ConnectionError, RequestException
+from requests.exceptions import RequestException
 
-from energy import counter_increase, node_energy
+from energy import ANY_POWER, PowerHistory, PowerRange, counter_increase, split_impossible
+from http_exchange import BoundedExchanges, WrongAnswer, exchange, without_secrets
 from run_figures import UNCOVERED_LIMIT
+from settings import PowerMetrics
 from task import NodeEnergy, PowerSample
-from utils import UsageError
+from utils import UsageError, did_you_mean, printable
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,8 @@ MEASURED_METRIC = "node_energy_measured_seconds_total"
 _METRICS = (POWER_METRIC, ENERGY_METRIC, MEASURED_METRIC)
 BUSY_METRIC = "inference_duration_seconds_sum"
 """Seconds that a server's accelerator has spent on inferences, by model: on those that nobody waited for, too."""
+OWN_METRICS = PowerMetrics(power_w=[POWER_METRIC], energy_j=[ENERGY_METRIC], measured_s=[MEASURED_METRIC], label="node", nodes={})
+"""How the power agents and the emulated nodes name what they measure."""
 HOST_QUERIES = {
     "cpu_busy_fraction": '1 - avg by (node) (rate(node_cpu_seconds_total{mode="idle"}[30s]))',
     "memory_used_fraction": "1 - max by (node) (node_memory_MemAvailable_bytes / node_memory_MemTotal_bytes)",
@@ -62,6 +67,13 @@ _CLOCK_LIMIT_S = 0.5
 _BUSY_LOOK_BACK_S = 15.0
 _BUSY_END_S = 6.0
 """How long before the end of a window the last sample of a server's counter may be: a scrape of 5 s, and a little."""
+_CLOCK_DRIFT = 1e-3
+"""By this share of the time that passed a clock may be slewed without a step."""
+_FIRST_POLL_S = 5.0
+_FRESH_POLL_S = 1.0
+_AFTER_STOP_S = 1.0
+"""How long anybody waits for a poll once the run was asked to stop."""
+_LOOK_EVERY_S = 0.1
 _SOME_POWER_W = 1e-3
 """Idle power that is surely not too large, and not 0, with which a counter may stand still."""
 _LEAST_PAUSE = 0.1
@@ -69,7 +81,7 @@ _LEAST_PAUSE = 0.1
 
 
 class Source(Protocol):
-    """Where samples come from."""
+    """Where samples come from; one that places them by another clock than the monotonic one has `clock_steps`."""
 
     def read(self) -> dict[str, list[PowerSample]]:
         """New samples by node, oldest first; a node that cannot be read is absent.
@@ -90,30 +102,33 @@ class NodeMetricsSource:
     def __init__(self, urls: Mapping[str, str], timeout_s: float = 1.0) -> None:
         self._urls = dict(urls)
         self._busy: dict[str, list[tuple[float, float]]] = {}
-        self._http = urllib3.PoolManager(timeout=timeout_s, retries=False)
+        self._timeout_s = timeout_s
+        self._silent: set[str] = set()
 
     def read(self) -> dict[str, list[PowerSample]]:
-        """One sample of each node that answers, stamped with the middle of its round trip."""
+        """One sample of each node that answers, stamped with the middle of its round trip; an outage is warned of once."""
         samples = {}
         for node, url in self._urls.items():
-            asked_s = time.monotonic()
             try:
-                response = self._http.request("GET", url)
-            except urllib3.exceptions.HTTPError as error:
-                logger.debug("no metrics from %s: %s", node, error)
-                continue
-            if response.status == 200:
-                at_s = (asked_s + time.monotonic()) / 2
-                try:
-                    read = samples_of(response.data.decode(), (*_METRICS, BUSY_METRIC))
-                except ValueError as error:
-                    logger.debug("no metrics from %s: %s", node, error)
-                    continue
-                samples[node] = [_sample(at_s, {name: value for name, labels, value in read if labels.get("node") == node})]
-                # no such line before the first inference
-                busy_s = sum(value for name, _, value in read if name == BUSY_METRIC and math.isfinite(value))
-                self._busy.setdefault(node, []).append((at_s, busy_s))
+                samples[node] = [self._read(node, url)]
+                self._silent.discard(node)
+            except Exception as error:  # what a node sends is no reason to lose the others
+                log = logger.debug if node in self._silent else logger.warning
+                self._silent.add(node)
+                log("no metrics of %s: %s", node, _reason(error))
         return samples
+
+    def _read(self, node: str, url: str) -> PowerSample:
+        asked_s = time.monotonic()
+        answer = exchange("GET", url, self._timeout_s)
+        at_s = (asked_s + time.monotonic()) / 2
+        if answer.status != 200:
+            raise OSError(f"HTTP {answer.status}")
+        read = samples_of(answer.body.decode(), (*_METRICS, BUSY_METRIC))
+        # no such line before the first inference
+        busy_s = sum(value for name, _, value in read if name == BUSY_METRIC and math.isfinite(value))
+        self._busy.setdefault(node, []).append((at_s, busy_s))
+        return _sample(at_s, {name: value for name, labels, value in read if labels.get("node") == node})
 
     def busy_s(self, start_s: float, end_s: float) -> dict[str, float]:
         """See `PrometheusSource.busy_s`."""
@@ -128,14 +143,19 @@ class PrometheusSource:
     """Reads a Prometheus server: the raw samples of all nodes, with their own timestamps, by one query.
 
     The server's clock is taken for the master's, on which it runs; one that differs is warned of. A sample from the future counts
-    as of now.
+    as of now. When one of the two clocks is set while it is read, the samples around that instant cannot be placed: see
+    `clock_steps`.
 
     Args:
-        url: address of the server.
-        nodes: names to look for in the label `node`.
+        url: address of the server; a user and a password in it, or a query, go with every request and are never shown.
+        nodes: the nodes of the cluster.
         window_s: how far a query looks back beyond the last answer, seconds: a few polls, so that none is lost between two.
         timeout_s: longest wait for an answer, seconds.
         instances: host:port by node; series of a node with another `instance` are those of another run. None: any will do.
+        metrics: names of metrics and nodes there.
+
+    Raises:
+        UsageError: `metrics` names a node that there is not.
     """
 
     def __init__(
@@ -145,19 +165,41 @@ class PrometheusSource:
         window_s: float,
         timeout_s: float = 5.0,
         instances: Mapping[str, str] | None = None,
+        metrics: PowerMetrics = OWN_METRICS,
     ) -> None:
-        self.url = url
-        session = Session()
-        session.hooks["response"].append(self._check_clock)
-        no_retry = urllib3.Retry(total=0)  # the next poll is the retry
-        self._prometheus = PrometheusConnect(url=url, retry=no_retry, timeout=timeout_s, session=session)
+        self.url = without_secrets(url)
+        self.clock_steps: list[tuple[float, str]] = []
+        """When a clock that samples are placed by was set, on the monotonic clock, and words for that."""
         self._nodes = frozenset(nodes)
+        for node in metrics.nodes:
+            if node not in self._nodes:
+                raise UsageError(f"power.metrics.nodes: {node} is none of the nodes{did_you_mean(node, self._nodes)}")
+        self._metrics = metrics
+        self._metric_of = {
+            name: metric
+            for metric, names in zip(_METRICS, (metrics.power_w, metrics.energy_j, metrics.measured_s), strict=True)
+            for name in names
+        }
+        self._node_of = {metrics.nodes.get(node, node): node for node in self._nodes}
+        session = Session()
+        session.trust_env = False  # no proxy leads to an address of the cluster
+        session.hooks["response"].append(self._check_clock)
+        self._exchanges = BoundedExchanges()
+        address, self._url_fields = urlsplit(url), dict(parse_qsl(urlsplit(url).query))
+        self._secrets = [text for text in (address.password, address.query, *self._url_fields.values()) if text]
+        base = address._replace(query="", fragment="").geturl().rstrip("/")
+        self._prometheus = PrometheusConnect(url=base, session=session)
+        session.mount(f"{address.scheme}://", self._exchanges)
+        session.mount(base, self._exchanges)
+        self._timeout_s = timeout_s
         self._instances = instances
         self._window_s = window_s
         self._answered_s: float | None = None
         self._read_until: dict[tuple[str, str], float] = {}
         self._ambiguous: set[tuple[str, str]] = set()
         self._clock_differs = False
+        self._wall_to_monotonic_s: float | None = None
+        self._server_to_monotonic_s: tuple[float, float] | None = None  # bounds of it
         self._followed: dict[tuple[str, str], tuple[str, float]] = {}  # labels of a node's series, what it is counted from
 
     def read(self) -> dict[str, list[PowerSample]]:
@@ -169,30 +211,36 @@ class PrometheusSource:
         asked_s = time.monotonic()
         silent_s = 0.0 if self._answered_s is None else asked_s - self._answered_s
         look_back_ms = max(1, round(1e3 * min(self._window_s + silent_s, _LONGEST_LOOK_BACK_S)))
-        pieces: dict[tuple[str, str], list[tuple[list[tuple[float, float]], str]]] = {}
-        for labels, values in self._ask(f'{{__name__=~"{"|".join(_METRICS)}"}}[{look_back_ms}ms]', "values"):
-            if values and (metric := labels.get("__name__")) is not None and self._is_meant(labels):
-                pieces.setdefault((labels["node"], metric), []).append((values, str(sorted(labels.items()))))
-        self._answered_s = asked_s
+        server_to_monotonic_s = self._server_to_monotonic_s
+        pieces: dict[tuple[str, str], list[tuple[list[tuple[float, float]], str, str]]] = {}
+        for labels, values in self._ask(f'{{__name__=~"{"|".join(self._metric_of)}"}}[{look_back_ms}ms]', "values"):
+            node, name = self._node_of.get(labels.get(self._metrics.label, "")), labels.get("__name__", "")
+            if values and node and name in self._metric_of and self._is_meant(node, labels):
+                pieces.setdefault((node, self._metric_of[name]), []).append((values, str(sorted(labels.items())), name))
         now_s = time.monotonic()
         wall_to_monotonic_s = now_s - time.time()
+        self._note_clock_step(now_s, wall_to_monotonic_s, server_to_monotonic_s)
+        self._answered_s, self._wall_to_monotonic_s = asked_s, wall_to_monotonic_s
         by_node: dict[str, dict[float, dict[str, float]]] = {}
         for (node, metric), series in pieces.items():
             times = by_node.setdefault(node, {})
             for unix_s, value in self._new(node, metric, series):
-                at_s = min(unix_s + wall_to_monotonic_s, now_s)
-                times.setdefault(round(at_s, 3), {})[metric] = value
+                at_s = unix_s + wall_to_monotonic_s
+                if not self.clock_steps or at_s <= now_s + _CLOCK_LIMIT_S:  # else it was scraped before a clock was set back
+                    times.setdefault(round(min(at_s, now_s), 3), {})[metric] = value
         return {node: [_sample(at_s, values) for at_s, values in sorted(times.items())] for node, times in by_node.items()}
 
     def _check_clock(self, response: Response, **_: object) -> None:
         """Warn once of a clock that is surely further off than the limit, by the whole seconds of the header Date."""
-        answered_s = time.time()
+        answered_s, now_s = time.time(), time.monotonic()
         try:
             said_s = parsedate_to_datetime(response.headers["Date"]).timestamp()
         except (KeyError, ValueError, OverflowError):
             return
+        took_s = response.elapsed.total_seconds()
+        self._server_to_monotonic_s = now_s - took_s - (said_s + 1), now_s - said_s
         ahead_s = said_s - answered_s
-        behind_s = answered_s - response.elapsed.total_seconds() - (said_s + 1)
+        behind_s = answered_s - took_s - (said_s + 1)
         if max(ahead_s, behind_s) > _CLOCK_LIMIT_S and not self._clock_differs:
             self._clock_differs = True
             logger.warning(
@@ -201,35 +249,60 @@ class PrometheusSource:
                 *(self.url, max(ahead_s, behind_s), "ahead of" if ahead_s > behind_s else "behind"),
             )
 
-    def _is_meant(self, labels: Mapping[str, str]) -> bool:
-        return self._instances is None or labels.get("instance") == self._instances[labels["node"]]
+    def _note_clock_step(self, now_s: float, wall_to_monotonic_s: float, server_before_s: tuple[float, float] | None) -> None:
+        """Note a clock that was set since the last answer; what it drifts, or is slewed by, is no step.
 
-    def _new(self, node: str, metric: str, series: list[tuple[list[tuple[float, float]], str]]) -> list[tuple[float, float]]:
+        Samples from before then stand under times of the old clock, and after a clock was set back Prometheus may hold others
+        under the same times.
+        """
+        if self._answered_s is None or self._wall_to_monotonic_s is None:
+            return
+        limit_s = _CLOCK_LIMIT_S + _CLOCK_DRIFT * (now_s - self._answered_s)
+        own_s, server_s = self._wall_to_monotonic_s - wall_to_monotonic_s, 0.0
+        if server_before_s and self._server_to_monotonic_s:
+            (low_s, high_s), (before_low_s, before_high_s) = self._server_to_monotonic_s, server_before_s
+            server_s = max(before_low_s - high_s, 0.0) - max(low_s - before_high_s, 0.0)  # by as much at least
+        set_by_s, whose = (own_s, "this machine") if abs(own_s) > limit_s else (server_s, "Prometheus")
+        if abs(set_by_s) > limit_s:
+            how = "forward" if set_by_s > 0 else "back"
+            self.clock_steps.append((now_s, f"the clock of {whose} was set {how} by {abs(set_by_s):.1f} s"))
+        if abs(server_s) > limit_s:
+            self._read_until.clear()
+
+    def _is_meant(self, node: str, labels: Mapping[str, str]) -> bool:
+        return self._instances is None or labels.get("instance") == self._instances[node]
+
+    def _new(self, node: str, metric: str, series: list[tuple[list[tuple[float, float]], str, str]]) -> list[tuple[float, float]]:
         """Samples that were not given yet, of series that follow each other, as when a meter's pod is replaced.
 
         A counter that follows another is counted from its first sample. Nothing is given of series at the same time: two meters
         of one node cannot be told apart, and the steps between two counters would be taken for energy.
         """
         series.sort()
-        if any(later[0][0] <= earlier[-1][0] for (earlier, _), (later, _) in pairwise(series)):
+        if any(later[0][0] <= earlier[-1][0] for (earlier, _, _), (later, _, _) in pairwise(series)):
             if (node, metric) not in self._ambiguous:
                 self._ambiguous.add((node, metric))
+                names = " and ".join(sorted({name for _, _, name in series}))
+                label = f'{self._metrics.label}="{self._metrics.nodes.get(node, node)}"'
                 logger.warning(
-                    'Prometheus at %s has %d series of %s{node="%s"} at once: none of them is used; let one target export it',
-                    *(self.url, len(series), metric, node),
+                    "Prometheus at %s has %d series of %s{%s} at once: none of them is used; let one target export it",
+                    *(self.url, len(series), names, label),
                 )
             return []
         given = []
-        for values, labels in series:
+        for values, labels, _ in series:
             # by the server's clock, which may differ from this one and be set meanwhile
             read_until_s = self._read_until.get((node, metric), -math.inf)
             if new := [(unix_s, value) for unix_s, value in values if unix_s > read_until_s]:
                 followed, counted_from = self._followed.get((node, metric), (labels, 0.0))
                 if labels != followed and metric != POWER_METRIC:
                     counted_from = next((value for _, value in new if math.isfinite(value)), 0.0)
+                for unix_s, value in new:
+                    if value < counted_from:
+                        counted_from = 0.0  # it has restarted
+                    given.append((unix_s, value - counted_from))
                 self._followed[node, metric] = labels, counted_from
                 self._read_until[node, metric] = new[-1][0]
-                given += [(unix_s, value - counted_from) for unix_s, value in new]
         return given
 
     def host_metrics(self) -> HostFigures:
@@ -240,7 +313,11 @@ class PrometheusSource:
         """
         by_node: HostFigures = {}
         for labels, values in self._ask(HOST_QUERY, "value"):
-            if (figure := labels.get("figure")) in HOST_QUERIES and math.isfinite(values[0][1]):
+            if (
+                (figure := labels.get("figure")) in HOST_QUERIES
+                and labels.get("node") in self._nodes
+                and math.isfinite(values[0][1])
+            ):
                 by_node.setdefault(labels["node"], {})[figure] = values[0][1]
         return by_node
 
@@ -257,10 +334,10 @@ class PrometheusSource:
         by_node: dict[str, list[list[tuple[float, float]]]] = {}
         for labels, values in self._ask(f"{BUSY_METRIC}[{math.ceil(now_s - start_s + _BUSY_LOOK_BACK_S)}s]", "values"):
             samples = [(unix_s + wall_to_monotonic_s, value) for unix_s, value in values if math.isfinite(value)]
-            if samples and self._is_meant(labels):
+            if samples and (node := labels.get("node")) in self._nodes and self._is_meant(node, labels):
                 if samples[0][0] > start_s:
                     samples.insert(0, (start_s, 0.0))  # a series begins with the first inference of its model
-                by_node.setdefault(labels["node"], []).append(samples)
+                by_node.setdefault(node, []).append(samples)
         return {
             node: sum(_increase(samples, start_s, end_s) for samples in series)
             for node, series in by_node.items()
@@ -268,16 +345,18 @@ class PrometheusSource:
         }
 
     def _ask(self, query: str, kind: str) -> list[tuple[dict[str, str], list[tuple[float, float]]]]:
-        """Labels and (Unix seconds, value) pairs of each series that belongs to a node; `kind` is "value" or "values"."""
+        """Labels and (Unix seconds, value) pairs of each series; `kind` is "value" or "values"."""
+        self._exchanges.deadline_s = time.monotonic() + self._timeout_s
         try:
-            answer = self._prometheus.custom_query(query)
+            answer = self._prometheus.custom_query(query, self._url_fields)
             series = [(one["metric"], one["values"] if kind == "values" else [one[kind]]) for one in answer]
-            own = [(labels, pairs) for labels, pairs in series if labels.get("node") in self._nodes]
-            return [(labels, [(float(unix_s), float(value)) for unix_s, value in pairs]) for labels, pairs in own]
-        except ConnectionError as error:
-            raise OSError(f"Prometheus at {self.url} does not answer: {_reason(error)}") from error
-        except (RequestException, PrometheusApiClientException, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise OSError(f"Prometheus at {self.url} answers wrongly: {_reason(error)}") from error
+            return [(labels, [(_unix_s(at), float(value)) for at, value in pairs]) for labels, pairs in series]
+        except TimeoutError:
+            raise OSError(f"Prometheus at {self.url} does not answer: no answer within {self._timeout_s:g} s") from None
+        except Exception as error:  # an answer may be wrong in many ways
+            is_silent = isinstance(error, OSError) and not isinstance(error, (RequestException, WrongAnswer))
+            how = "does not answer" if is_silent else "answers wrongly"
+            raise OSError(f"Prometheus at {self.url} {how}: {_reason(error, self._secrets)}") from None
 
 
 def _reaches(samples: Sequence[tuple[float, float]], start_s: float, end_s: float) -> bool:
@@ -290,14 +369,20 @@ def _increase(samples: Sequence[tuple[float, float]], start_s: float, end_s: flo
     return counter_increase(times_s, values, start_s, end_s)
 
 
-def _reason(error: Exception) -> str:
-    """The innermost cause of an error of `requests`, in one short line, without the connection at its beginning."""
-    while isinstance(inner := getattr(error, "reason", None) or next(iter(error.args), None), Exception):
-        error = inner
-    texts = [argument for argument in error.args if isinstance(argument, str)]
-    text = " ".join((texts[-1] if texts else str(error)).split())
-    kind = f"{type(error).__name__} " if isinstance(error, LookupError) else ""
-    return textwrap.shorten(kind + re.sub(r"^<[^>]*>: |^\S+\(host=.*?\): ", "", text), _LONGEST_REASON) or type(error).__name__
+def _unix_s(value: object) -> float:
+    unix_s = float(str(value))
+    if not math.isfinite(unix_s):
+        raise ValueError(f"expected a time in seconds, found {value!r}")
+    return unix_s
+
+
+def _reason(error: Exception, secrets: Iterable[str] = ()) -> str:
+    """What happened, in one short line without addresses and secrets."""
+    text = str(error) or type(error).__name__
+    for secret in secrets:
+        text = text.replace(secret, "...")
+    kind = "" if isinstance(error, (OSError, PrometheusApiClientException)) else f"{type(error).__name__}: "
+    return printable(kind + re.sub(r"\S+://\S+", "its address", text), _LONGEST_REASON)
 
 
 def samples_of(text: str, names: Sequence[str]) -> list[tuple[str, Mapping[str, str], float]]:
@@ -331,6 +416,8 @@ class PrometheusCollector:
         read_busy: gives the seconds that accelerators were busy between two instants, by node.
         delay_s: how long after each multiple of `interval_s` on the wall clock it polls, seconds. Meters and Prometheus keep to
             that clock too, so equal runs that start at a whole second see equal samples at equal times.
+        power_ranges: what a node can draw, by node; a sample that says otherwise is not used. Absent nodes can draw anything.
+        stopping: asked while somebody waits for a poll; True ends that soon.
     """
 
     def __init__(
@@ -341,6 +428,8 @@ class PrometheusCollector:
         read_host: Callable[[], HostFigures] | None = None,
         delay_s: float = 0.0,
         read_busy: Callable[[float, float], dict[str, float]] = lambda start_s, end_s: {},
+        power_ranges: Mapping[str, PowerRange] = MappingProxyType({}),
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self.latest: dict[str, PowerSample] = {}
         self._read_host = read_host
@@ -351,58 +440,99 @@ class PrometheusCollector:
         self._source = source
         self._interval_s = interval_s
         self._delay_s = delay_s
+        self._power_ranges = power_ranges
+        self._stopping = stopping
         self._history: dict[str, list[PowerSample]] = {node: [] for node in nodes}
-        self._polling = threading.Lock()
+        self._reading = threading.Lock()  # one poll at a time
+        self._lock = threading.Lock()  # guards what has been read
+        self._polled = threading.Condition()
+        self._polled_since_s = -math.inf
+        """When the last poll began that has ended."""
+        self._wanted = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="power-poller", daemon=True)
 
     def __enter__(self) -> Self:
         if self._source is not None:
-            self.poll()
             self._thread.start()
+            self.poll_until(lambda: self._polled_since_s > -math.inf, _FIRST_POLL_S)
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._closing.set()
+        self._wanted.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_AFTER_STOP_S)  # an exchange that hangs ends with its deadline, or with the process
 
     def poll(self) -> None:
-        """Read the source once, now. A failure is counted and logged; the last samples stay, and grow old."""
+        """Read the source once, now. A failure of any kind is counted and logged; the last samples stay, and grow old."""
         if self._source is None:
             return
-        with self._polling:
+        with self._reading:
+            began_s = time.monotonic()
             try:
-                read = self._source.read()
-            except OSError as error:
+                self._store(self._source.read())
+            except Exception as error:  # whatever it is, there are no data now, and the next poll may bring some
                 self._failed("power", error)
-                return
-            self._worked("power")
+            else:
+                self._worked("power")
+                self._poll_host()
+        with self._polled:
+            self._polled_since_s = began_s
+            self._polled.notify_all()
+
+    def _store(self, read: Mapping[str, Sequence[PowerSample]]) -> None:
+        with self._lock:
             for node, samples in read.items():
                 history = self._history[node]
                 fresh = [sample for sample in samples if not history or sample.time_s > history[-1].time_s + 1e-3]
                 history.extend(fresh)
                 if fresh:
-                    longest_s = _COUNTER_LOOK_BACK * self._interval_s
-                    self.latest[node] = _with_power(fresh[-1], history[-_COUNTER_LOOK_BACK:-1], longest_s)
+                    self.latest[node] = self._seen(node, history[-_COUNTER_LOOK_BACK:])
 
-            if self._read_host:
-                try:
-                    self._host_history.append((time.monotonic(), self._read_host()))
-                except OSError as error:
-                    self._failed("host", error)
-                else:
-                    self._worked("host")
+    def _seen(self, node: str, samples: Sequence[PowerSample]) -> PowerSample:
+        """The last of some samples as a decision may see it."""
+        power_range = self._power_ranges.get(node, ANY_POWER)
+        possible, _ = split_impossible(samples, power_range)
+        seen = _with_power(possible[-1], possible[:-1], _COUNTER_LOOK_BACK * self._interval_s)
+        can_be = seen.power_w is None or power_range.includes(seen.power_w)
+        return seen if can_be else seen._replace(power_w=None)
+
+    def _poll_host(self) -> None:
+        if self._read_host:
+            try:
+                self._host_history.append((time.monotonic(), self._read_host()))
+            except Exception as error:  # as above
+                self._failed("host", error)
+            else:
+                self._worked("host")
+
+    def poll_now(self) -> None:
+        """Have the source read once more, and wait for that for a short time."""
+        asked_s = time.monotonic()
+        self.poll_until(lambda: self._polled_since_s >= asked_s, _FRESH_POLL_S)
 
     def poll_until(self, holds: Callable[[], bool], within_s: float) -> bool:
-        """Poll until `holds`, at most for a time in seconds; whether it does."""
-        give_up_s = time.monotonic() + within_s
-        self.poll()
+        """Have the source read until `holds`, at most for a time in seconds; whether it does.
+
+        The poller's thread reads: however long an exchange takes, who waits here goes on in time. Without that thread it is read
+        here.
+        """
+        began_s, asked_s = time.monotonic(), -math.inf
+        pause_s = min(self._interval_s, _LONGEST_PAUSE_S)
         while not holds():
-            if time.monotonic() >= give_up_s:
+            now_s = time.monotonic()
+            if now_s - began_s >= (min(within_s, _AFTER_STOP_S) if self._stopping() else within_s):
                 return False
-            time.sleep(min(self._interval_s, _LONGEST_PAUSE_S))
-            self.poll()
+            if now_s - asked_s >= pause_s:
+                asked_s = now_s
+                if self._thread.is_alive():
+                    self._wanted.set()
+                else:
+                    self.poll()
+                    continue
+            with self._polled:
+                self._polled.wait(min(_LOOK_EVERY_S, pause_s))
         return True
 
     def poll_past(self, time_s: float, max_age_s: float) -> None:
@@ -413,15 +543,18 @@ class PrometheusCollector:
             max_age_s: age in seconds from which on a node is no longer waited for.
         """
         self.poll_until(
-            lambda: all(self.latest[node].time_s >= time_s for node in self._history if self.is_up(node, max_age_s)),
-            within_s=max(3 * self._interval_s, _LONGEST_PAUSE_S),
+            lambda: (
+                self._polled_since_s >= time_s
+                and all(self.latest[node].time_s >= time_s for node in self._history if self.is_up(node, max_age_s))
+            ),
+            within_s=max(3 * self._interval_s, min(max_age_s, _FIRST_POLL_S)),
         )
 
-    def _failed(self, what: str, error: OSError) -> None:
+    def _failed(self, what: str, error: Exception) -> None:
         self.failed_polls += 1
         log = logger.debug if what in self._failing else logger.warning
         self._failing.add(what)
-        log("%s poll failed: %s", what, error)
+        log("%s poll failed: %s", what, error if isinstance(error, OSError) else _reason(error))
 
     def _worked(self, what: str) -> None:
         if what in self._failing:
@@ -438,7 +571,7 @@ class PrometheusCollector:
         """Which of the two power metrics each node has shown within the last `max_age_s`; none for a node without power data."""
         since_s = time.monotonic() - max_age_s
         found = {}
-        with self._polling:
+        with self._lock:
             for node, history in self._history.items():
                 recent = [sample for sample in history if sample.time_s >= since_s]
                 counter = any(sample.energy_j is not None for sample in recent)
@@ -448,24 +581,29 @@ class PrometheusCollector:
 
     def energy(self, start_s: float, end_s: float, idle_w: Mapping[str, float]) -> dict[str, NodeEnergy]:
         """Energy of each node between two instants of the monotonic clock; `idle_w` by node, watts."""
-        with self._polling:
-            return {
-                node: node_energy(history, start_s, end_s, idle_w[node], self._interval_s)
-                for node, history in self._history.items()
-            }
+        return self.history().energy(start_s, end_s, idle_w)
+
+    def history(self) -> PowerHistory:
+        """All samples up to now."""
+        clock_steps = getattr(self._source, "clock_steps", ())
+        with self._lock:
+            samples = {node: tuple(history) for node, history in self._history.items()}
+        return PowerHistory(samples, self._power_ranges, self._interval_s, tuple(clock_steps))
 
     def busy_s(self, start_s: float, end_s: float) -> dict[str, float]:
         """Seconds that accelerators were busy between two instants of the monotonic clock, for nodes whose servers say so."""
-        with self._polling:
+        if "power" in self._failing:
+            return {}  # what does not answer a poll is not asked once more
+        with self._reading:
             try:
                 return self._read_busy(start_s, end_s)
-            except OSError as error:
+            except Exception as error:  # as in `poll`
                 self._failed("busy time", error)
                 return {}
 
     def host_metrics(self, start_s: float, end_s: float) -> HostFigures:
         """Mean of each host figure between two instants of the monotonic clock, by node."""
-        with self._polling:
+        with self._lock:
             inside = [by_node for at_s, by_node in self._host_history if start_s <= at_s <= end_s]
         gathered: dict[str, dict[str, list[float]]] = {}
         for by_node in inside:
@@ -478,19 +616,25 @@ class PrometheusCollector:
         """Mean power of each node between two instants at which it was idle, watts.
 
         Over the part of the interval that samples cover, which is what idle power is taken off for. A node whose samples leave
-        out more of the interval than a valid energy figure may is absent.
+        out more of the interval than a valid energy figure may, or cannot be, is absent.
         """
         in_all = self.energy(start_s, end_s, dict.fromkeys(self._history, _SOME_POWER_W))
         rough_w = {node: energy.total_j / (end_s - start_s) if energy.total_j else 0.0 for node, energy in in_all.items()}
         power_w = {}
-        for node, (total_j, above_j, uncovered) in self.energy(start_s, end_s, rough_w).items():
-            if total_j is not None and above_j is not None and total_j > above_j and uncovered <= UNCOVERED_LIMIT:
+        history = self.history()
+        energy, impossible = history.energy(start_s, end_s, rough_w), history.impossible(start_s, end_s, rough_w)
+        for node, (total_j, above_j, uncovered) in energy.items():
+            if node in impossible or uncovered > UNCOVERED_LIMIT:
+                continue
+            if total_j is not None and above_j is not None and total_j > above_j:
                 power_w[node] = rough_w[node] * total_j / (total_j - above_j)
         return power_w
 
     def _run(self) -> None:
-        while not self._closing.wait(self._pause_s(time.time())):
+        while not self._closing.is_set():
+            self._wanted.clear()
             self.poll()
+            self._wanted.wait(self._pause_s(time.time()))
 
     def _pause_s(self, unix_s: float) -> float:
         """Seconds from `unix_s` until the next poll."""
@@ -514,7 +658,7 @@ def _with_power(sample: PowerSample, before: Sequence[PowerSample], longest_s: f
 
 
 def require_url(option: str, url: str) -> str:
-    """`url` without its closing slash, if it is an absolute http(s) address.
+    """`url` without its closing slash, if it is an absolute http(s) address; an error shows no password and no query.
 
     Raises:
         UsageError: it is none.
@@ -524,5 +668,5 @@ def require_url(option: str, url: str) -> str:
     except urllib3.exceptions.LocationParseError:
         parsed = None
     if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host:
-        raise UsageError(f"{option}: expected an address such as http://127.0.0.1:9090, found {url!r}")
+        raise UsageError(f"{option}: expected an address such as http://127.0.0.1:9090, found {without_secrets(url)!r}")
     return url.rstrip("/")

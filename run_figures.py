@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from platform import machine, python_version
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ class RunFacts:
         scheduler: the policy's name as given.
         window_s: from the start of the load to the end of the drain.
         energy: energy of each node over that window.
+        impossible_energy: what samples of a node's energy cannot be, with their times, by node.
         idle_w: idle power of each node that above-idle energy was taken against, watts.
         down_periods: node, from, until; of one node they do not overlap.
         unreachable_at_start: why, by node.
@@ -69,6 +71,7 @@ class RunFacts:
     counted_busy_s: Mapping[str, float] = field(default_factory=dict)
     untold_busy_s: Mapping[str, float] = field(default_factory=dict)
     abandoned: Mapping[str, int] = field(default_factory=dict)
+    impossible_energy: Mapping[str, str] = field(default_factory=dict)
 
 
 def percentiles(values: Floats) -> dict[str, float] | None:
@@ -244,11 +247,21 @@ def unanswered_warning(unanswered: int, dispatched: int) -> list[str]:
     ]
 
 
-def energy_invalid_reasons(energy: Mapping[str, NodeEnergy]) -> list[str]:
-    """Why the energy figures must not be believed; empty for valid ones."""
-    reasons = []
+def energy_invalid_reasons(energy: Mapping[str, NodeEnergy], impossible: Mapping[str, str] = MappingProxyType({})) -> list[str]:
+    """Why the energy figures must not be believed; empty for valid ones.
+
+    Args:
+        energy: of each node.
+        impossible: what samples of a node cannot be, by node; nodes of which the same is said share a line.
+    """
+    nodes_of: dict[str, list[str]] = {}
+    for name, what in impossible.items():
+        nodes_of.setdefault(what, []).append(name)
+    reasons = [f"{', '.join(names)}: {what}" for what, names in nodes_of.items()]
     for name, node in energy.items():
         if node.total_j is None:
+            if name in impossible:
+                continue  # all that there was has just been said
             reasons.append(f"{name} has no power data")
         elif node.uncovered > UNCOVERED_LIMIT:
             reasons.append(

@@ -81,14 +81,60 @@ class RequestSettings(StrictModel):
     health_interval_s: Positive
 
 
+MetricName = Annotated[str, Field(pattern=r"^[a-zA-Z_:][a-zA-Z0-9_:]*$", strict=True)]
+LabelName = Annotated[str, Field(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]*$", strict=True)]
+
+
+class PowerMetrics(StrictModel):
+    """How Prometheus names power and nodes: several names of one quantity, since exporters differ from node to node.
+
+    Args:
+        power_w: gauges of a node's power.
+        energy_j: counters of its energy.
+        measured_s: counters of the seconds that the joules were counted over.
+        label: label whose value says which node it is.
+        nodes: that value by node, for nodes whose value is not their name.
+    """
+
+    power_w: list[MetricName]
+    energy_j: list[MetricName]
+    measured_s: list[MetricName]
+    label: LabelName
+    nodes: dict[str, Annotated[str, Field(min_length=1, strict=True)]]
+
+    @model_validator(mode="after")
+    def _unambiguous(self) -> Self:
+        if not self.power_w and not self.energy_j:
+            raise ValueError("power_w and energy_j are both empty: at least one metric is needed")
+        names = [*self.power_w, *self.energy_j, *self.measured_s]
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise ValueError(f"{twice[0]} stands twice; a metric has one meaning")
+        values = list(self.nodes.values())
+        if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
+            raise ValueError(f"nodes: {twice[0]} stands for two nodes")
+        return self
+
+
 class PowerSettings(StrictModel):
     """How power is measured; times in seconds."""
 
-    poll_interval_s: Positive
+    poll_interval_s: Annotated[float, Field(ge=0.01, le=60, strict=True)]
     max_age_s: Positive
     idle_baseline_s: NonNegative
     host_metrics: Flag
     power_delay_s: NonNegative
+    plausible_factor: Factor
+    metrics: PowerMetrics
+
+    @model_validator(mode="after")
+    def _samples_live_long_enough(self) -> Self:
+        for name, least_s in (("poll_interval_s", self.poll_interval_s), ("power_delay_s", self.power_delay_s)):
+            if least_s > self.max_age_s:
+                raise ValueError(
+                    f"max_age_s {self.max_age_s:g} is below {name} {least_s:g}: no sample would be young enough to be used; "
+                    f"raise max_age_s or lower {name}"
+                )
+        return self
 
 
 class TopsisWeights(StrictModel):

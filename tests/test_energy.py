@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from energy import counter_increase, node_energy, power_integral, uncovered_share
+from energy import PowerHistory, PowerRange, counter_increase, node_energy, power_integral, uncovered_share
 from task import PowerSample
 
 FINITE = st.floats(0.0, 1e4)
@@ -332,3 +332,157 @@ def test_growth_too_small_for_any_power_breaks_nothing():
 def test_a_counter_in_steps_that_leave_nothing_far_is_preferred_to_its_gauge():
     samples = [PowerSample(float(t), 99.0, 10.0 * (3.0 * t // 10.0)) for t in range(121)]
     assert node_energy(samples, 0.0, 120.0, 3.0, 1.0).total_j == pytest.approx(360.0)
+
+
+# Samples that cannot be.
+
+CORAL = PowerRange(2.28, 10.7)
+
+
+def history(samples, power_range=CORAL, clock_steps=()):
+    return PowerHistory({"coral1": samples}, {"coral1": power_range}, 1.0, clock_steps)
+
+
+def judged(samples, start_s=0.0, end_s=20.0, idle_w=4.56):
+    """Joules over a window, and what is said against them."""
+    of_node = history(samples)
+    idle = {"coral1": idle_w}
+    return of_node.energy(start_s, end_s, idle)["coral1"].total_j, of_node.impossible(start_s, end_s, idle).get("coral1")
+
+
+def counter(first_j, **changed):
+    """A 5 W counter from 10 s before to 5 s after a window of 20 s, with some samples changed: `at_6=…`."""
+    joules = {f"at_{t}": first_j + 5.0 * (t + 10) for t in range(-10, 26)} | changed
+    return [PowerSample(float(t), None, joules[f"at_{t}"]) for t in range(-10, 26)]
+
+
+@pytest.mark.parametrize("first_j", [0.0, 1e3, 1e6])
+@pytest.mark.parametrize("below_j", [1e-6, 1e-3, 4.0])
+@pytest.mark.parametrize("at_s", [1, 6, 19, 20])
+def test_a_dip_that_the_next_sample_takes_back_is_no_restart(first_j, below_j, at_s):
+    before_j = first_j + 5.0 * (at_s - 1 + 10)
+    total_j, against = judged(counter(first_j, **{f"at_{at_s}": before_j - below_j}))
+    assert total_j == pytest.approx(100.0)
+    assert against is None
+
+
+@pytest.mark.parametrize("value_j", [0.0, -7.0, 1.8446744073709552e19, 1e308, 1e3, math.inf])
+def test_a_single_value_that_cannot_be_is_left_out_and_said_with_its_time(value_j):
+    total_j, against = judged(counter(1e6, at_6=value_j))
+    assert total_j == pytest.approx(100.0)
+    assert against is not None and " at 6.0 s; expected 2.28 to 10.7 W" in against
+
+
+@pytest.mark.parametrize("jump_j", [100.0, 1e6, -100.0, -1e5])
+def test_a_counter_that_jumps_and_stays_there_goes_on_from_where_it_stood_and_is_said(jump_j):
+    moved = {f"at_{t}": 1e6 + 5.0 * (t + 10) + jump_j for t in range(6, 26)}
+    total_j, against = judged(counter(1e6, **moved))
+    assert total_j == pytest.approx(95.0)  # nothing is known of the second in which it jumped
+    assert against is not None and " in 1 s at 6.0 s; expected" in against
+
+
+@pytest.mark.parametrize("wrap_j", [2**16, 2**31, 2**32, 2**31 * 1e-3, 2**32 * 1e-3, 2**32 * 1e-6])
+def test_a_counter_that_wraps_is_said(wrap_j):
+    first_j = wrap_j - 82.0
+    wrapped = {f"at_{t}": (first_j + 5.0 * (t + 10)) % wrap_j for t in range(7, 26)}
+    total_j, against = judged(counter(first_j, **wrapped))
+    assert total_j == pytest.approx(100.0, abs=5.0)
+    assert against is not None and " at 7.0 s; expected" in against
+
+
+@pytest.mark.parametrize("since_j", [0.0, 1.0, 5.0])
+def test_a_restart_is_none_of_these(since_j):
+    restarted = {f"at_{t}": since_j + 5.0 * (t - 6) for t in range(6, 26)}
+    total_j, against = judged(counter(1e6, **restarted))
+    assert total_j == pytest.approx(95.0 + since_j)
+    assert against is None
+
+
+def test_a_counter_that_went_on_by_its_own_seconds_has_not_restarted():
+    samples = [s._replace(measured_s=s.time_s + 10.0) for s in counter(1e6, **{f"at_{t}": 5.0 * (t - 6) for t in range(6, 26)})]
+    _, against = judged(samples)
+    assert against is not None and " at 6.0 s; expected" in against
+
+
+@pytest.mark.parametrize("seconds", [1e308, -1e308, 1e5])
+def test_seconds_that_cannot_be_are_not_taken_off(seconds):
+    samples = [s._replace(measured_s=seconds if s.time_s == 6.0 else s.time_s + 10.0) for s in counter(0.0)]
+    energy = history(samples).energy(0.0, 20.0, {"coral1": 4.56})["coral1"]
+    assert list(energy) == pytest.approx([100.0, 100.0 - 20 * 4.56, 0.0])
+
+
+@pytest.mark.parametrize("value_w", [0.0, -1.0, 2.2, 10.8, 5000.0, 1e308, math.inf])
+def test_a_power_sample_beyond_what_the_node_draws_is_left_out_and_said(value_w):
+    samples = [PowerSample(float(t), value_w if t == 6 else 5.0) for t in range(-2, 23)]
+    total_j, against = judged(samples)
+    assert total_j == pytest.approx(100.0)
+    assert against is not None and against.startswith(f"its power is {value_w:.6g} W at 6.0 s; expected 2.28 to 10.7 W by the")
+
+
+@pytest.mark.parametrize("value_w", [4.56 * 0.8, 4.29, 5.35 * 1.2, 7.6])
+def test_a_real_meter_that_differs_from_the_profile_is_believed(value_w):
+    gauge = [PowerSample(float(t), value_w) for t in range(-2, 23)]
+    counted = [PowerSample(float(t), None, 1000.0 + value_w * t) for t in range(-2, 23)]
+    for samples in (gauge, counted):
+        assert judged(samples) == (pytest.approx(20.0 * value_w), None)
+
+
+@pytest.mark.parametrize(("watts", "says"), [(5.0 / 3600, "its mean power is 0.00138889 W"), (15.0, "its mean power is 15 W")])
+def test_a_counter_in_another_unit_is_said(watts, says):
+    _, against = judged([PowerSample(float(t), None, 1000.0 + watts * t) for t in range(-2, 23)])
+    assert against is not None and against.startswith(says)
+
+
+def test_a_meter_that_reads_nothing_or_milliwatts_is_not_believed():
+    for watts in (0.0, 5000.0):
+        samples = [PowerSample(float(t), watts, watts * (t + 30)) for t in range(-2, 23)]
+        _, against = judged(samples)
+        assert against is not None and "such samples)" in against
+
+
+@pytest.mark.parametrize("scraped_every_s", [1, 5, 15])
+def test_a_counter_that_its_meter_fills_late_is_believed(scraped_every_s):
+    """Two readings of the meter between two scrapes, then none."""
+    late = [PowerSample(float(t), None, 5.0 * (t - t % (2 * scraped_every_s))) for t in range(-60, 120, scraped_every_s)]
+    assert judged(late, 0.0, 60.0)[1] is None
+
+
+@pytest.mark.parametrize("step_j", [10.0, 36.0, 360.0])
+def test_a_counter_in_large_steps_is_no_jump(step_j):
+    samples = [PowerSample(float(t), 5.0, step_j * (5.0 * t // step_j)) for t in range(200)]
+    assert judged(samples, 60.0, 180.0) == (pytest.approx(600.0, abs=step_j), None)
+
+
+def test_what_lies_outside_the_window_does_not_count_against_it():
+    samples = [PowerSample(float(t), 0.0 if t in (-5, 30) else 5.0) for t in range(-10, 35)]
+    assert judged(samples) == (pytest.approx(100.0), None)
+
+
+def test_a_clock_that_was_set_counts_against_every_node_of_the_window():
+    of_node = history(counter(0.0), clock_steps=[(6.0, "the clock of this machine was set back by 3600.0 s")])
+    idle = {"coral1": 4.56}
+    assert of_node.impossible(0.0, 20.0, idle) == {
+        "coral1": "the clock of this machine was set back by 3600.0 s at 6.0 s: samples around that cannot be placed"
+    }
+    assert of_node.impossible(7.0, 20.0, idle) == of_node.impossible(-10.0, 3.0, idle) == {}
+
+
+def test_counter_and_power_samples_that_make_two_energies_are_said():
+    def doubts(watts, joules_at):
+        return history([PowerSample(float(t), watts, joules_at(t)) for t in range(61)], PowerRange(0, 99)).doubts(0.0, 60.0)
+
+    assert doubts(5.0, lambda t: 5.5 * t) == doubts(5.0, lambda t: 36.0 * (5.0 * t // 36.0)) == []
+    assert doubts(5.0, lambda t: 7.0 * t) == [
+        "coral1: its joule counter makes 420 J, its power samples 300 J: one of the two is wrong"
+    ]
+    assert doubts(5.0, lambda t: 7.0) == ["coral1: its joule counter makes 0 J, its power samples 300 J: one of the two is wrong"]
+
+
+@given(
+    st.lists(st.one_of(FINITE, st.floats(allow_nan=False), st.none()), min_size=2, max_size=30),
+    st.lists(st.one_of(FINITE, st.floats(allow_nan=False), st.none()), min_size=30, max_size=30),
+)
+def test_whatever_a_meter_shows_its_energy_is_what_the_node_can_draw(joules, watts):
+    samples = [PowerSample(float(t), watts[t], j) for t, j in enumerate(joules)]
+    energy = history(samples).energy(0.0, float(len(joules)), {"coral1": 4.56})["coral1"]
+    assert energy.total_j is None or 0.0 <= energy.total_j <= 2 * 10.7 * (len(joules) + 60.0)

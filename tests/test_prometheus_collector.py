@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import requests
 
+from energy import PowerRange
 from prometheus_collector import (
     ENERGY_METRIC,
     HOST_QUERIES,
@@ -25,6 +26,7 @@ from prometheus_collector import (
     require_url,
     samples_of,
 )
+from settings import PowerMetrics
 from task import PowerSample
 from tests.helpers import Reply, eventually, scripted_server
 from utils import UsageError
@@ -77,7 +79,7 @@ def test_busy_time_is_the_increase_of_the_servers_own_counters_over_all_models()
         for of_resnet50_s, of_vgg16_s in ((0.5, 0.0), (0.75, 2.0), (0.25, 1.0)):  # then it was started anew
             text[""] = PAGE + f'inference_duration_seconds_sum{{model="resnet50"}} {of_resnet50_s}\n'
             text[""] += f'inference_duration_seconds_sum{{model="vgg16"}} {of_vgg16_s}\ninference_duration_seconds_sum 1e999\n'
-            time.sleep(0.002)
+            time.sleep(0.02)
             collector.poll()
         end_s = time.monotonic()
         assert collector.busy_s(start_s, end_s) == {"coral1": pytest.approx(0.5 + 2.25 + 1.25, rel=0.2)}
@@ -97,6 +99,16 @@ def test_node_that_cannot_be_read_is_absent_and_the_others_are_not():
         gone.stop()
         urls = {"hailo1": f"{bad.url}/metrics", "jetson1": f"{gone.url}/metrics", "coral1": f"{good.url}/metrics"}
         assert list(NodeMetricsSource(urls).read()) == ["coral1"]
+
+
+def test_node_that_is_silent_is_said_once(caplog):
+    silent = [True]
+    with scripted_server(lambda asked: Reply(500) if silent[0] else page(PAGE)(asked)) as server:
+        source = NodeMetricsSource({"coral1": f"{server.url}/metrics"})
+        assert source.read() == source.read() == {}
+        silent[0] = False
+        assert list(source.read()) == ["coral1"]
+    assert [record.getMessage() for record in caplog.records] == ["no metrics of coral1: HTTP 500"]
 
 
 def test_node_that_does_not_answer_in_time_is_absent():
@@ -405,6 +417,160 @@ def test_polls_of_a_prometheus_server_keep_each_sample_once():
     assert energy.above_idle_j == pytest.approx(12.5, abs=0.1)
 
 
+@pytest.mark.parametrize("set_by_s", [-3600.0, -5.0, 5.0, 3600.0])
+@pytest.mark.parametrize("whose", ["this machine", "Prometheus", "both"])
+def test_clock_that_is_set_while_it_runs_makes_energy_invalid(whose, set_by_s, monkeypatch):
+    clock, wall_s, server_s = [1000.0], [1e9], [1e9]
+    monkeypatch.setattr("prometheus_collector.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("prometheus_collector.time.time", lambda: clock[0] + wall_s[0])
+    scrapes: list[tuple[float, float]] = []
+
+    def answer(asked):
+        now_s = clock[0] + server_s[0]
+        scrapes.append((now_s, 5.0 * clock[0]))
+        inside = sorted((at, joules) for at, joules in scrapes if now_s - 15 < at <= now_s)
+        return Reply(
+            content=matrix(series(ENERGY_METRIC, "coral1", inside)).content, headers={"Date": formatdate(now_s, usegmt=True)}
+        )
+
+    with scripted_server(answer) as server:
+        source = PrometheusSource(server.url, ["coral1"], 15.0)
+        collector = PrometheusCollector(source, ["coral1"], 1.0)
+        for polls in range(40):
+            if polls == 20:
+                wall_s[0] += set_by_s if whose != "Prometheus" else 0.0
+                server_s[0] += set_by_s if whose != "this machine" else 0.0
+            collector.poll()
+            clock[0] += 1.0
+    idle_w = {"coral1": 4.5}
+    expected = f"the clock of {'Prometheus' if whose == 'Prometheus' else 'this machine'} was set"
+    assert collector.history().impossible(1000.0, 1040.0, idle_w)["coral1"].startswith(expected)
+    assert collector.history().impossible(1000.0, 1015.0, idle_w) == {}
+    energy_j = collector.energy(1000.0, 1039.0, idle_w)["coral1"].total_j
+    assert energy_j is not None and energy_j <= 5.0 * 40
+    if whose == "both":
+        assert collector.latest["coral1"].time_s == pytest.approx(1039.0, abs=0.01)
+        assert energy_j == pytest.approx(5.0 * 39, abs=10.0)
+
+
+@pytest.mark.parametrize("drift", [-5e-4, 0.0, 5e-4])
+@pytest.mark.parametrize("silent_s", [1.0, 600.0])
+def test_clock_that_drifts_or_is_slewed_was_not_set(drift, silent_s, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr("prometheus_collector.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("prometheus_collector.time.time", lambda: 1e9 + clock[0] * (1 + drift))
+
+    def answer(asked):
+        return Reply(content=matrix().content, headers={"Date": formatdate(1e9 + clock[0], usegmt=True)})
+
+    with scripted_server(answer) as server:
+        source = PrometheusSource(server.url, ["coral1"], 15.0)
+        for _ in range(20):
+            source.read()
+            clock[0] += silent_s
+    assert source.clock_steps == []
+
+
+def test_user_password_and_query_of_the_address_go_with_every_request_and_are_never_shown(caplog):
+    replies = [
+        matrix(),
+        Reply(503, b"no entry for user:hush?token=tell"),
+        Reply(302, headers={"Location": "ftp://user:hush@x"}),
+        matrix(),
+    ]
+    with scripted_server(lambda asked: replies[min(len(server.asked), 4) - 1]) as server:
+        address = server.url.replace("http://", "http://user:hush@")
+        source = PrometheusSource(f"{address}/prom/?token=tell", ["coral1"], 15.0)
+        collector = PrometheusCollector(source, ["coral1"], 1.0)
+        for _ in range(3):
+            collector.poll()
+            collector._failing.clear()
+        assert [urlsplit(asked.path).path for asked in server.asked] == ["/prom/api/v1/query"] * 3
+        assert all(parse_qs(urlsplit(asked.path).query)["token"] == ["tell"] for asked in server.asked)
+        assert {asked.headers["Authorization"] for asked in server.asked} == {"Basic dXNlcjpodXNo"}
+    assert len(caplog.records) == 2 and f"Prometheus at {server.url}/prom/" in caplog.text
+    assert "hush" not in caplog.text and "tell" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://user:hush@127.0.0.1", "user:hush@127.0.0.1:9090", "http://user:hush@[::1", "127.0.0.1?t=hush"]
+)
+def test_address_that_is_refused_is_shown_without_its_secrets(url):
+    with pytest.raises(UsageError, match="--prometheus-url: expected an address such as") as refused:
+        require_url("--prometheus-url", url)
+    assert "hush" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "all_proxy"])
+def test_proxies_and_passwords_of_the_environment_are_not_used(name, monkeypatch, tmp_path):
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password else\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv(name, "http://127.0.0.1:1")
+    with scripted_server(lambda asked: matrix(series(POWER_METRIC, "coral1", [(time.time(), 4.5)]))) as server:
+        assert PrometheusSource(server.url, ["coral1"], 15.0).read()["coral1"][0].power_w == 4.5
+        assert "Authorization" not in server.asked[0].headers
+
+
+PREDECESSOR = PowerMetrics(
+    power_w=["raspberry_power_watt", "jetson_board_power_watt"],
+    energy_j=[],
+    measured_s=[],
+    label="instance",
+    nodes={"coral1": "10.0.0.7:8000", "jetson1": "10.0.0.9:8001"},
+)
+
+
+def test_metrics_and_nodes_may_have_other_names():
+    now = time.time()
+    foreign = [("raspberry_power_watt", "10.0.0.7:8000", 4.5), ("jetson_board_power_watt", "10.0.0.9:8001", 2.4)]
+    foreign += [
+        ("raspberry_power_watt", "10.0.0.8:8000", 9.0),
+        (POWER_METRIC, "10.0.0.7:8000", 7.0),
+        ("raspberry_power_watt", "hailo1", 5.1),
+    ]
+    answer = matrix(*(series(metric, "somewhere", [(now, value)], instance) for metric, instance, value in foreign))
+    with scripted_server(lambda asked: answer) as server:
+        read = PrometheusSource(server.url, ["coral1", "jetson1", "hailo1"], 15.0, metrics=PREDECESSOR).read()
+        assert query_of(server.asked[0]) == '{__name__=~"raspberry_power_watt|jetson_board_power_watt"}[15000ms]'
+    assert {node: sample.power_w for node, (sample,) in read.items()} == {"coral1": 4.5, "jetson1": 2.4, "hailo1": 5.1}
+
+
+def test_two_names_of_one_quantity_of_a_node_are_two_series_at_once(caplog):
+    now, both = time.time(), PREDECESSOR.model_copy(update={"label": "node", "nodes": {}})
+    answer = matrix(*(series(metric, "coral1", [(now - 1, 4.5), (now, 4.5)]) for metric in both.power_w))
+    with scripted_server(lambda asked: answer) as server:
+        assert PrometheusSource(server.url, ["coral1"], 15.0, metrics=both).read() == {"coral1": []}
+    assert '2 series of jetson_board_power_watt and raspberry_power_watt{node="coral1"} at once' in caplog.text
+
+
+def test_node_of_the_metrics_that_there_is_not_is_refused():
+    with pytest.raises(UsageError, match=r"power\.metrics\.nodes: coral1 is none of the nodes; did you mean coral2\?"):
+        PrometheusSource("http://127.0.0.1:1", ["coral2", "jetson1"], 15.0, metrics=PREDECESSOR)
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        b"[" * 200_000,
+        b'{"data": {"result": [{"metric": {"node": "coral1"}, "values": [[1e999, "1"]]}]}}',
+        b'{"data": {"result": [{"metric": {"node": "coral1"}, "values": [["nan", "1"]]}]}}',
+        b'{"data": {"result": [{"metric": {"node": ["coral1"]}, "values": [[1, "1"]]}]}}',
+        b'{"data": {"result": [{"metric": 1, "values": [[1, "1", 2]]}]}}',
+        b'{"data": {"result": {"a": 1}}}',
+        b" " * (17 << 20),
+    ],
+)
+def test_whatever_prometheus_answers_is_no_data_and_the_next_poll_goes_on(trouble, caplog):
+    replies = [Reply(content=trouble), Reply(content=trouble), matrix(series(POWER_METRIC, "coral1", [(time.time(), 4.5)]))]
+    with scripted_server(lambda asked: replies[len(server.asked) - 1]) as server:
+        collector = PrometheusCollector(PrometheusSource(server.url, ["coral1"], 15.0), ["coral1"], 1.0)
+        for _ in replies:
+            collector.poll()
+    assert collector.failed_polls == 2 and collector.latest["coral1"].power_w == 4.5
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["power poll failed", "power polls work again"]
+
+
 # The poller.
 
 
@@ -508,7 +674,8 @@ def test_polling_past_an_instant_waits_for_the_nodes_that_still_send_and_for_no_
     assert collector.latest["coral1"].time_s == now_s
 
 
-def test_polling_past_an_instant_gives_up_when_nothing_comes():
+def test_polling_past_an_instant_gives_up_when_nothing_comes(monkeypatch):
+    monkeypatch.setattr("prometheus_collector._FIRST_POLL_S", 0.3)
     now_s = time.monotonic()
     source = ListSource({"coral1": [PowerSample(now_s - 1, 4.0)]}, OSError("gone"))
     collector = PrometheusCollector(source, ["coral1"], 0.01)
@@ -568,6 +735,58 @@ def test_series_without_a_sample_or_a_name_is_ignored():
     empty = {"metric": {"__name__": POWER_METRIC, "node": "coral1"}, "values": []}
     with scripted_server(lambda asked: matrix(nameless, empty, series(POWER_METRIC, "coral1", [(time.time(), 4.5)]))) as server:
         assert [sample.power_w for sample in PrometheusSource(server.url, ["coral1"], 10.0).read()["coral1"]] == [4.5]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("defect"), RecursionError(), MemoryError(), UnicodeError("label too long")])
+def test_no_exception_ends_the_poller(error, caplog):
+    source = ListSource(error, error, {"coral1": [PowerSample(1.0, 4.0)]})
+    with PrometheusCollector(source, ["coral1"], 0.01) as collector:
+        assert eventually(lambda: "coral1" in collector.latest)
+    assert collector.failed_polls == 2
+    assert caplog.text.count(f"power poll failed: {type(error).__name__}") == 1
+
+
+def test_nobody_waits_for_an_exchange_that_hangs(monkeypatch):
+    monkeypatch.setattr("prometheus_collector._AFTER_STOP_S", 0.1)
+    entered, gate = threading.Event(), threading.Event()
+
+    class Hanging:
+        def read(self):
+            entered.set()
+            assert gate.wait(30.0)
+            return {}
+
+    began_s = time.monotonic()
+    try:
+        with PrometheusCollector(Hanging(), ["coral1"], 1.0, stopping=lambda: True) as collector:
+            assert entered.wait(30.0)
+            collector.poll_now()
+            collector.poll_past(time.monotonic(), 5.0)
+            assert collector.energy(0.0, 1.0, {"coral1": 1.0}) == {"coral1": (None, None, 1.0)}
+            assert collector.metrics(5.0) == {"coral1": ()} and collector.host_metrics(0.0, 1.0) == {}
+        assert time.monotonic() - began_s < 10.0  # the exchange would take three times as long
+    finally:
+        gate.set()
+
+
+@pytest.mark.parametrize("watts", [0.0, -1.0, 5000.0, 1e308, math.inf])
+def test_power_that_cannot_be_is_not_shown_to_a_decision(watts):
+    polls = [{"coral1": [PowerSample(float(t), w)]} for t, w in ((1, 4.5), (2, watts), (3, 4.6))]
+    collector = PrometheusCollector(ListSource(*polls), ["coral1"], 1.0, power_ranges={"coral1": PowerRange(2.28, 10.7)})
+    seen = []
+    for _ in polls:
+        collector.poll()
+        seen.append(collector.latest["coral1"].power_w)
+    assert seen == [4.5, None, 4.6]
+
+
+def test_idle_power_that_cannot_be_is_absent():
+    samples = [PowerSample(float(t), 0.0) for t in range(31)]
+    collector = PrometheusCollector(
+        ListSource({"coral1": samples}), ["coral1"], 1.0, power_ranges={"coral1": PowerRange(2.28, 10.7)}
+    )
+    collector.poll()
+    assert collector.idle_power_w(0.0, 30.0) == {}
 
 
 def test_latest_sample_is_read_while_a_poll_waits():
@@ -715,8 +934,8 @@ def reason_of(url):
 def test_reasons_for_which_prometheus_cannot_be_read_are_short():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        assert reason_of(address) == ("does not answer", "Read timed out. (read timeout=0.3)")
-    assert reason_of(address) == ("does not answer", "Failed to establish a new connection: [Errno 111] Connection refused")
+        assert reason_of(address) == ("does not answer", "no answer within 0.3 s")
+    assert reason_of(address) == ("does not answer", "connection refused")
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as stack:
         address = full.getsockname()
         for _ in range(4):
@@ -724,8 +943,8 @@ def test_reasons_for_which_prometheus_cannot_be_read_are_short():
             waiting.setblocking(False)
             waiting.connect_ex(address)
         said = reason_of(f"http://127.0.0.1:{address[1]}")
-    assert said == ("does not answer", "Connection to 127.0.0.1 timed out. (connect timeout=0.3)")
+    assert said == ("does not answer", "no answer within 0.3 s")
     with scripted_server(lambda asked: Reply(content={"status": "success", "data": {}})) as server:
-        assert reason_of(server.url) == ("answers wrongly", "KeyError result")
+        assert reason_of(server.url) == ("answers wrongly", "KeyError: 'result'")
     with scripted_server(lambda asked: Reply(status=503, content=b"starting")) as server:
         assert reason_of(server.url)[0] == "answers wrongly"
