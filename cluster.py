@@ -39,7 +39,7 @@ def model_mismatches(nodes: Iterable[NodeState], models: Sequence[str]) -> list[
     lines = []
     up = [node for node in nodes if node.up]
     for node in up:
-        listed, missing = node.view.models, [model for model in models if model not in node.offers]
+        listed, missing = node.models, [model for model in models if model not in node.offers]
         alike = [
             f"{printable(theirs)!r} may be {ours}"
             for ours in missing
@@ -116,7 +116,6 @@ class Cluster(ABC):
             )
             for name, figures in ((name, profile.nodes[name]) for name in node_names)
         ]
-        self._state_of = {state.name: state for state in self.nodes}
         self._serving: dict[str, tuple[list[NodeState], tuple[Node, ...]]] = {}
         self._fastest_first = {
             model: sorted(
@@ -233,38 +232,40 @@ class Cluster(ABC):
                 node.power_age_s = age_s = clock_s - sampled_s
                 node.power_w = power_w if age_s <= max_age_s else None
 
-    def _offered(self, request: Request) -> Sequence[Node]:
-        """The nodes that may serve `request` now, filled unless nobody would look at them."""
+    def _offered(self, request: Request) -> tuple[list[NodeState], tuple[Node, ...]]:
+        """The nodes that may serve `request` now, and their views, filled unless nobody would look at them."""
         task, tried = request.task, request.tried
         states, views = self._views_serving(task.model_name)
         if tried:
             states = [state for state in states if state.name not in tried]
             views = tuple(state.view for state in states)
         if self._on_decision is None and not self._scheduler.looks_at_nodes:
-            return views
+            return states, views
         self._fill(states, task)
-        return views
+        return states, views
 
     def _place(self, request: Request) -> None:
         task = request.task
-        offered = self._offered(request)
+        states, offered = self._offered(request)
         if not offered:
             request.error = request.error or f"no node serves {task.model_name}"
             self._end(request, Outcome.FAILED)
             return
+        # read before the policy may write there
+        seen = [(view.queue_depth, view.power_w, view.predicted_completion_s) for view in offered] if self._on_decision else []
         decided_at_s = self.now_s()
         started = perf_counter() if self.measures_decisions else 0.0
         try:
             chosen = self._scheduler.schedule(task, offered)
             duration_s = perf_counter() - started if self.measures_decisions else None
-            state = self._state_of.get(chosen.name) if isinstance(chosen, Node) else None
         except StopRequested:
             raise
         except BaseException as error:  # the policy may be the user's own: whatever it raises ends the run and is named
             at = traceback.extract_tb(error.__traceback__)[-1]
             self._policy_failed(request, f"raised {type(error).__name__}: {_text(str, error)} at {at.filename}:{at.lineno}")
             return
-        if state is None or state.view is not chosen or state.name in request.tried or task.model_name not in state.offers:
+        state = next((state for state in states if state.view is chosen), None)
+        if state is None:
             self._policy_failed(request, f"returned {_text(repr, chosen)}, which is none of the nodes it was offered")
             return
         request.attempts += 1
@@ -275,8 +276,8 @@ class Cluster(ABC):
         state.put(request)
         self._work_arrived(state)
         if self._on_decision:
-            seen = {n.name: (n.queue_depth, n.power_w, n.predicted_completion_s, n.closeness) for n in offered}
-            self._on_decision(Decision(task.task_id, request.attempts, decided_at_s, state.name, seen, duration_s))
+            nodes = {state.name: (*figures, state.view.closeness) for state, figures in zip(states, seen, strict=True)}
+            self._on_decision(Decision(task.task_id, request.attempts, decided_at_s, state.name, nodes, duration_s))
 
     def _policy_failed(self, request: Request, how: str) -> None:
         request.error = f"scheduler {how}"

@@ -311,7 +311,7 @@ class HttpCluster(WallClockCluster):
         was_withheld = model in health.withheld
         health.served(model, self.clock(), probe)
         if was_withheld and node.up:
-            self._came_up(node, node.view.models | {model})
+            self._came_up(node, node.models | {model})
 
     def _failed(self, node: NodeState, request: Request, error: Exception) -> None:
         has_to_go_out = self._blame(node, request.task.model_name, error)
@@ -338,11 +338,11 @@ class HttpCluster(WallClockCluster):
         own_fault, elsewhere = isinstance(error, NodeFault), self._served_elsewhere(node, model)
         if health.refused(model, self.clock(), own_fault, lacks_model, elsewhere):
             return True
-        if model in health.withheld and model in node.view.models:
+        if model in health.withheld and model in node.models:
             if (node.name, model) not in self._ever_withheld:
                 logger.warning("%s is not offered %s for now: %s", node.name, model, error)
             self._ever_withheld[node.name, model] = str(error)
-            self._came_up(node, node.view.models - {model})
+            self._came_up(node, node.models - {model})
         return node.up and not node.offers
 
     def _take_out(self, node: NodeState, reason: str) -> None:

@@ -295,7 +295,7 @@ class WallClock:
 
     def _idle_power_w(self, cluster: Cluster) -> dict[str, float]:
         """Idle power by node, watts: measured before the load on real workers, the profile's elsewhere and without a meter."""
-        idle_w = {node.name: node.view.idle_w for node in cluster.nodes}
+        idle_w = {node.name: node.idle_w for node in cluster.nodes}
         baseline_s = self.settings.power.idle_baseline_s
         if self.nodes is None and baseline_s > 0:
             self.say(f"measuring idle power for {baseline_s:g} s …")
@@ -325,7 +325,7 @@ def _await_poll_instant(unix_s: float, poll_interval_s: float) -> None:
 def measured_in_virtual_time(cluster: SimulatedCluster, load: Callable[[], None]) -> dict[str, Any]:
     """Run the load; window and exact energy."""
     load()
-    idle_w = {node.name: node.view.idle_w for node in cluster.nodes}
+    idle_w = {node.name: node.idle_w for node in cluster.nodes}
     return {"window_s": cluster.now_s(), "energy": cluster.energy(), "idle_w": idle_w}
 
 

@@ -155,7 +155,7 @@ class NodeState:
     Times are seconds on the cluster's clock.
 
     Args:
-        view: the node as schedulers see it.
+        view: the node as schedulers see it. They may write into it: nothing but its identity is read back from it.
         service_time_s: profile mean accelerator time by model, seconds.
         overhead_s: request overhead, seconds: half before the accelerator, half after.
         connections: requests that may be in flight at once.
@@ -180,7 +180,10 @@ class NodeState:
     ) -> None:
         self.view = view
         self.name = view.name
+        self.idle_w = view.idle_w
+        self._figures = view.name, view.accelerator, view.idle_w, view.busy_w
         self.up = False
+        self.models: frozenset[str] = frozenset()
         self.offers: frozenset[str] = frozenset()
         self._service_time_s = service_time_s
         self._half_overhead_s = overhead_s / 2
@@ -218,7 +221,7 @@ class NodeState:
     def bring_in(self, models: frozenset[str]) -> None:
         """The node is up and has these models: it offers those of them of which the profile knows what they take there."""
         self.up = True
-        self.view.models = models
+        self.models = models
         self.offers = models & self._service_time_s.keys()
 
     def take_out(self) -> None:
@@ -320,6 +323,8 @@ class NodeState:
         view = self.view
         busy, since_s = self._busy
         busy *= math.exp((since_s - now_s) / self._busy_window_s)
+        view.name, view.accelerator, view.idle_w, view.busy_w = self._figures
+        view.models = self.models
         view.predicted_completion_s, view.completion_with_margin_s = self.predicted_completion_s(task, now_s, safety_margin)
         view.service_time_s = self._service_time_s[task.model_name]
         view.queue_depth = self._waiting + len(self._in_flight)

@@ -129,7 +129,7 @@ class SimulatedCluster(Cluster):
         """All nodes are up at once and serve what the profile says."""
         for node in self.nodes:
             self._came_up(node, frozenset(self._profile.service_time_s(node.name)))
-            self._samples[node.name] = PowerSample(0.0, node.view.idle_w)
+            self._samples[node.name] = PowerSample(0.0, node.idle_w)
         self._sample_at(self._settings.power.poll_interval_s + self._settings.power.power_delay_s)
         return self
 

@@ -42,6 +42,7 @@ def create_scheduler(name: str, settings: Settings, rng: np.random.Generator) ->
     Raises:
         UsageError: no such policy, module or class, the class is no BaseScheduler, or it cannot be made.
     """
+    settings = settings.model_copy(deep=True)  # what a policy writes there stays with the policy
     if ":" not in name:
         if name not in SCHEDULERS:
             known = ", ".join(SCHEDULERS)

@@ -216,7 +216,7 @@ class VirtualCluster(Cluster):
 
     def bring_in(self, name: str) -> None:
         """The node answers again."""
-        self._came_up(self.node(name), self.node(name).view.models)
+        self._came_up(self.node(name), self.node(name).models)
 
     def _work_arrived(self, node: NodeState) -> None:
         while node.has_waiting and self._idle_connections[node.name]:

@@ -462,7 +462,7 @@ def test_models_that_appear_later_are_offered_later():
     with harness(Node(health=healthy(["resnet50"])), health_interval_s=0.02) as one:
         assert one.send(model="vgg16").outcome is Outcome.FAILED
         one.servers["coral1"].reply.health = healthy(["resnet50", "vgg16"])
-        assert eventually(lambda: "vgg16" in one.cluster.nodes[0].view.models)
+        assert eventually(lambda: "vgg16" in one.cluster.nodes[0].models)
         assert one.send(model="vgg16").outcome is Outcome.ON_TIME
 
 

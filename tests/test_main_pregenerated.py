@@ -431,7 +431,7 @@ def test_energy_of_real_workers_is_taken_against_the_idle_power_measured_before_
     settings, source = load_settings(config), OneMeter()
     said: list[str] = []
     shown: dict[str, float] = {}
-    nodes = [SimpleNamespace(name=name, view=SimpleNamespace(idle_w=4.5)) for name in ("coral1", "coral2")]
+    nodes = [SimpleNamespace(name=name, idle_w=4.5) for name in ("coral1", "coral2")]
     cluster: Any = SimpleNamespace(
         nodes=nodes, unreachable_at_start={}, stopping=False, clock=time.monotonic, down_periods=lambda: []
     )

@@ -88,7 +88,7 @@ def test_every_name_makes_its_policy_with_the_settings_and_the_stream(name):
     rng = np.random.default_rng(0)
     policy = create_scheduler(name, SETTINGS, rng)
     assert type(policy) is SCHEDULERS[name]
-    assert policy.settings is SETTINGS
+    assert policy.settings == SETTINGS
     assert policy.rng is rng
 
 

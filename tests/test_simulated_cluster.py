@@ -1,6 +1,7 @@
 """The cluster in virtual time: as an independent model has it, exact energy, stale power, the same files for the same seed."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,44 @@ def test_same_seed_gives_the_same_files_to_the_byte(tmp_path):
     assert summary["cluster"] == "simulated" and summary["valid"] and summary["decision_duration_s"] is None
     assert summary["dispatch_lag_s"]["max"] == 0
     assert summary["tasks"]["generated"] == sum(summary["tasks"][outcome] for outcome in Outcome)
+
+
+POLICIES = """
+from scheduler import BaseScheduler
+
+class Reader(BaseScheduler):
+    def schedule(self, task, nodes):
+        return nodes[task.task_id % 6]
+
+class Writer(BaseScheduler):
+    def schedule(self, task, nodes):
+        chosen = nodes[task.task_id % 6]
+        nodes[0].name, nodes[1].name = "coral2", "coral1"
+        for node in nodes:
+            node.idle_w, node.busy_w, node.accelerator, node.models = 1e9, 0, None, frozenset()
+            node.queue_depth = node.completion_with_margin_s = -5
+            node.predicted_completion_s = node.power_w = float("nan")
+        for node in nodes[2:]:
+            del node.name, node.idle_w, node.queue_depth, node.power_w
+        task._asdict()["adapted_deadline_s"] = 1e9
+        for written in (self.settings.slo_classes, self.settings.models, self.settings.devices.types):
+            written.clear()
+        return chosen
+"""
+
+
+def test_policy_that_writes_into_what_it_is_given_changes_nothing_but_its_own_choice(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "writing_policies.py").write_text(POLICIES)
+    contents = []
+    for policy in ("Reader", "Writer"):
+        path = f"writing_policies:{policy}"
+        folder = _simulated_run(tmp_path / policy, "--duration", "8", "--no-report", "--scheduler", path)
+        texts = {file.name.replace(folder.name, "ID"): file.read_text() for file in sorted(folder.iterdir())}
+        unlike = rf"{folder.name}|{path}|.*(started|finished)_at.*"
+        contents.append({name: re.sub(unlike, "", text) for name, text in texts.items()})
+    assert contents[0] == contents[1]
+    assert "scheduling_decisions_ID.csv" in contents[0]
 
 
 def test_report_stands_beside_the_results(tmp_path):
