@@ -15,6 +15,9 @@ The others are those of `inference_server.main`. An image becomes the input tens
 Where pycoral is installed its helpers make the interpreters and tell the runtime's version and the devices in sight; without it
 TensorFlow Lite loads the same library. pycoral's `set_input` and `get_classes` are not used: the one casts without a check (200
 becomes -56 in an int8 tensor), the other dequantises and sorts all scores, which changes neither the best one nor its place.
+
+The Edge TPU's compiler leaves what it cannot map to TensorFlow Lite, which computes it on the CPU. Such a model is served;
+`outside_edge_tpu` in the details of `/health` names it and the operators.
 """
 
 import signal
@@ -28,6 +31,7 @@ import logging
 import mmap
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -44,6 +48,12 @@ logger = logging.getLogger(__name__)
 
 LIBRARY = "libedgetpu.so.1"
 EDGE_TPU_OPERATOR = b"edgetpu-custom-op"
+ON_THE_EDGE_TPU = (
+    EDGE_TPU_OPERATOR.decode(),
+    "EdgeTpuDelegateForCustomOp",
+)  # as compiled, and what the delegate puts in its place
+NOT_PREPARED = re.compile(r"Failed to prepare for TPU|Failed to retrieve TPU context")  # libedgetpu, tflite/custom_op_direct.cc
+MODEL_IS_WRONG = re.compile(r"package|executable|model data|layer", re.IGNORECASE)  # what libedgetpu finds wrong with a model
 ATTEMPTS = 5
 PAUSE_S = 2.0  # a stick that has just got its firmware comes back under another number
 
@@ -99,6 +109,8 @@ class EdgeTpu:
         self._options = {"device": device} if device else {}
         self._sleep = sleep
         self._tflite, self.details = _tensorflow_lite()
+        if hasattr(self._tflite, "Delegate"):  # where its library is missing, Delegate.__del__ looks for what was never set
+            self._tflite.Delegate._library = None
         self._pycoral, version = _pycoral()
         self.details.update(delegate=LIBRARY, pycoral=version, device=device or "any")
         if self._pycoral is not None:
@@ -153,8 +165,11 @@ class LoadedModel:
         file: the model.
         runtime: where it runs.
 
+    Attributes:
+        outside_edge_tpu: how many of its operators the Edge TPU does not compute, and which; empty if there are none.
+
     Raises:
-        AcceleratorGone: the device cannot be opened.
+        AcceleratorGone: the device cannot be opened, or does not take the model.
         UnusableModel: the file is not such a model as the manifest says, or not for this runtime.
     """
 
@@ -164,7 +179,11 @@ class LoadedModel:
         try:
             _require_compiled_for(runtime.on_edge_tpu, file.path)
             self._interpreter = runtime.interpreter(file.path)
-            self._interpreter.allocate_tensors()
+            self.outside_edge_tpu = _outside_edge_tpu(self._interpreter)
+            failure = self._allocate()
+            if failure is not None:
+                self.release()
+                raise AcceleratorGone(f"the Edge TPU failed at loading {file.name}: {failure}")
             inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         except (AcceleratorGone, UnusableModel):
             raise
@@ -189,6 +208,16 @@ class LoadedModel:
     def release(self) -> None:
         """Give up the interpreter and its hold on the device; the model cannot be used afterwards."""
         self._interpreter = None
+
+    def _allocate(self) -> str | None:
+        """Have the interpreter prepare the model; what the Edge TPU said if it failed, as a text: see `_invoke`."""
+        try:
+            self._interpreter.allocate_tensors()
+        except RuntimeError as error:
+            if not self._on_edge_tpu or not NOT_PREPARED.search(str(error)) or MODEL_IS_WRONG.search(str(error)):
+                raise
+            return _one_line(error)
+        return None
 
     def _invoke(self) -> str | None:
         """Run the interpreter; what the Edge TPU said if it failed.
@@ -231,6 +260,9 @@ class CoralBackend(Backend):
                 self.close()
                 raise
         self.models = list(self._loaded)
+        if runtime.on_edge_tpu:
+            partly = [f"{name}: {model.outside_edge_tpu}" for name, model in self._loaded.items() if model.outside_edge_tpu]
+            self.details["outside_edge_tpu"] = "; ".join(partly) or "no operator of any model"
 
     def infer(self, model: str, image: bytes) -> int:
         """Classify one image; see `Backend.infer`."""
@@ -290,6 +322,17 @@ def _require_compiled_for(on_edge_tpu: bool, path: Path) -> None:
         raise UnusableModel(f"{path} is compiled for the Edge TPU, and CORAL_DELEGATE=none has only CPU kernels")
     if on_edge_tpu and not compiled:
         raise UnusableModel(f"{path} is not compiled for the Edge TPU and would run on the CPU; put it through edgetpu_compiler")
+
+
+def _outside_edge_tpu(interpreter: Any) -> str:
+    """The operators of a model, before its tensors are allocated, that the Edge TPU does not compute; empty if there are none."""
+    try:
+        names = [operator["op_name"] for operator in interpreter._get_ops_details()]
+    except (AttributeError, ValueError) as error:  # TensorFlow Lite has no public way to ask
+        return f"not known ({error})"
+    outside = [name for name in names if name not in ON_THE_EDGE_TPU]
+    kinds = ", ".join(f"{count} {name}" for name, count in Counter(outside).items())
+    return f"{len(outside)} operators on the CPU ({kinds})" if outside else ""
 
 
 def _require_one_image(file: ModelFile, inputs: list[dict[str, Any]]) -> None:

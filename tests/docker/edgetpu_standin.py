@@ -1,5 +1,9 @@
 """A strict stand-in of tflite_runtime 2.14 and pycoral 2, as far as the Coral server may use them, and of a stick that can fail.
 
+Delegate, load_delegate and Interpreter follow tensorflow/lite/python/interpreter.py of TensorFlow 2.14. What happens when a
+delegate is created, and a model prepared or invoked, follows tflite/edgetpu_delegate_for_custom_op_tflite_plugin.cc,
+custom_op_direct.cc and custom_op.cc of feranick/libedgetpu 16.0TF2.17.1-1. The helpers follow pycoral/utils/edgetpu.py, pycoral 2.
+
 A model is a JSON file. The index of its best score is the sum of its input tensor, modulo the number of classes.
 """
 
@@ -16,9 +20,12 @@ CLASSES = 1001
 VERSION = "BuildLabel(COMPILER=11.4.0), RuntimeVersion(14)"
 
 
-def write_model(path: Path, dtype: str, quantization=(0.0, 0), shape=(1, 224, 224, 3), operator=OPERATOR, inputs=1) -> None:
-    """Write a model that the stand-in's interpreter can read."""
-    path.write_text(json.dumps(dict(dtype=dtype, quantization=quantization, shape=shape, operator=operator, inputs=inputs)))
+def write_model(
+    path: Path, dtype: str, quantization=(0.0, 0), shape=(1, 224, 224, 3), operator=OPERATOR, inputs=1, others=()
+) -> None:
+    """Write a model that the stand-in's interpreter can read; `others` are operators that the compiler left outside."""
+    model = dict(dtype=dtype, quantization=quantization, shape=shape, operator=operator, inputs=inputs, others=others)
+    path.write_text(json.dumps(model))
 
 
 class Driver:
@@ -34,6 +41,7 @@ class Stick:
 
     Attributes:
         load_failures: what the next attempts to load the delegate raise.
+        prepare_failures: what libedgetpu finds wrong when it prepares the next models, such as "Internal: USB transfer error 1".
         options: of each delegate that was loaded.
         invoked: path and input tensor of each inference.
         gate: an inference waits until it is set.
@@ -42,6 +50,7 @@ class Stick:
 
     def __init__(self) -> None:
         self.load_failures: list[Exception] = []
+        self.prepare_failures: list[str] = []
         self.options: list[dict[str, str]] = []
         self.invoked: list[tuple[str, Any]] = []
         self.in_sight = [{"type": "usb", "path": "/sys/bus/usb/devices/2-1"}]
@@ -81,7 +90,7 @@ class Stick:
         def load_delegate(library, options=None):
             return delegate_type(library, options)
 
-        interpreter.__dict__.update(load_delegate=load_delegate, Interpreter=interpreter_type)
+        interpreter.__dict__.update(Delegate=delegate_type, load_delegate=load_delegate, Interpreter=interpreter_type)
         found: dict[str, ModuleType | None] = {"tflite_runtime": tflite, "tflite_runtime.interpreter": interpreter}
         if not pycoral:
             return {**found, "pycoral": None}
@@ -112,20 +121,24 @@ def types_of(stick: Stick) -> tuple[type, type]:
 
     class Delegate:
         def __init__(self, library, options=None):
-            self.driver = None
-            self.used = False
             if library != "libedgetpu.so.1":
                 raise OSError(f"{library}: cannot open shared object file: No such file or directory")
-            if not isinstance(options, dict) or not set(options) <= {"device"}:
-                raise TypeError(f"options {options!r}")
-            if stick.load_failures:
+            if stick.load_failures and isinstance(stick.load_failures[0], OSError):
                 raise stick.load_failures.pop(0)
+            self._library = library
+            assert set(options or {}) <= {"device"}, options
+            self.driver = None
+            if stick.load_failures:  # tflite_plugin_create_delegate gave NULL
+                raise stick.load_failures.pop(0)
+            self.used = False
             stick.options.append(options)
             self.driver = stick.open()
 
         def __del__(self):
-            if self.driver is not None:
-                stick.release(self.driver)
+            if self._library is not None:
+                if self.driver is not None:
+                    stick.release(self.driver)
+                self._library = None
 
     class Interpreter:
         def __init__(
@@ -152,12 +165,26 @@ def types_of(stick: Stick) -> tuple[type, type]:
             for delegate in self._delegates:
                 assert isinstance(delegate, Delegate) and not delegate.used, "a delegate belongs to one interpreter"
                 delegate.used = True
+            self._operators = [self._model["operator"], *self._model["others"]]
+            if (
+                self._delegates
+            ):  # ReplaceNodeSubsetsWithDelegateKernels: a node for each of the compiler's, which stays in the list
+                self._operators += ["EdgeTpuDelegateForCustomOp"] * self._operators.count(OPERATOR)
+
+        def _get_ops_details(self):
+            return [{"index": index, "op_name": name} for index, name in enumerate(self._operators)]
 
         def allocate_tensors(self):
             self._check_thread()
             if self._model["operator"] == OPERATOR and not self._delegates:
                 raise RuntimeError(f"Encountered unresolved custom op: {OPERATOR}.")
+            if self._delegates and stick.prepare_failures:
+                failure = stick.prepare_failures.pop(0)
+                raise RuntimeError(
+                    f"Failed to prepare for TPU. {failure}Node number 1 (EdgeTpuDelegateForCustomOp) failed to prepare."
+                )
             self._allocated = True
+            self._operators.append("TfLiteXNNPackDelegate")  # applied when tensors are allocated
 
         def get_input_details(self):
             detail = {

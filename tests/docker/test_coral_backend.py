@@ -218,6 +218,51 @@ def test_inference_that_hangs_ends_the_process(stick, shelf, caplog):
     accelerator.close()
 
 
+@pytest.mark.parametrize(
+    "failure", ["Internal: USB transfer error 1 [LibUsbDataOutCallback]", "Failed precondition: Unexpected state 5.", ""]
+)
+def test_stick_that_does_not_take_a_model_is_at_fault_and_not_the_model(stick, shelf, without_collector, failure):
+    stick.prepare_failures = [failure]
+    with pytest.raises(AcceleratorGone, match="Edge TPU failed at loading mobilenet: RuntimeError: Failed to prepare for TPU"):
+        opened_with(shelf.model("mobilenet"), shelf.model("resnet50"))
+    assert stick.users == 0
+    assert opened_with(shelf.model("mobilenet"), shelf.model("resnet50")).models == ["mobilenet", "resnet50"]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        "Internal: Package verification failed.",
+        "Failed precondition: Package requires runtime version (15), which is newer than this runtime version (14).",
+        "Invalid argument: Executable verification failed.",
+        "Unimplemented: Multiple executables custom op is not supported.",
+        "Failed precondition: Missing raw model data.",
+    ],
+)
+def test_model_that_libedgetpu_refuses_is_absent_and_the_others_serve(stick, shelf, failure):
+    stick.prepare_failures = [failure]
+    assert failure in absent_reason(shelf, shelf.model("resnet50"))
+
+
+def test_missing_library_and_missing_stick_leave_no_noise_of_a_delegate(stick, shelf, without_collector):
+    """Delegate.__del__ after a failed __init__ would be an error of pytest's here, and lines in the log of a server."""
+    stick.load_failures = [OSError(str(NO_LIBRARY)), ValueError(str(NO_DEVICE))]
+    backend = opened_with(shelf.model(), sleep=lambda seconds: None)
+    backend.close()
+    assert stick.users == 0
+
+
+# Models that are served partly by the CPU.
+
+
+def test_models_that_are_partly_mapped_are_named_with_their_operators(stick, shelf):
+    whole, partly = shelf.model("mobilenet"), shelf.model("resnet50", others=["QUANTIZE", "SOFTMAX", "QUANTIZE"])
+    backend = warmed_up(opened_with(whole, partly))
+    assert backend.details["outside_edge_tpu"] == "resnet50: 3 operators on the CPU (2 QUANTIZE, 1 SOFTMAX)"
+    assert opened_with(whole).details["outside_edge_tpu"] == "no operator of any model"
+    assert "outside_edge_tpu" not in opened_with(shelf.model(operator="CONV_2D"), CORAL_DELEGATE="none").details
+
+
 # Models that cannot be served, while the others are.
 
 
