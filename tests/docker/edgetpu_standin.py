@@ -2,7 +2,7 @@
 
 Delegate, load_delegate and Interpreter follow tensorflow/lite/python/interpreter.py of TensorFlow 2.14. What happens when a
 delegate is created, and a model prepared or invoked, follows tflite/edgetpu_delegate_for_custom_op_tflite_plugin.cc,
-custom_op_direct.cc and custom_op.cc of feranick/libedgetpu 16.0TF2.17.1-1. The helpers follow pycoral/utils/edgetpu.py, pycoral 2.
+custom_op_direct.cc and custom_op.cc of feranick/libedgetpu 16.0TF2.17.1-1. The helpers follow pycoral/utils/edgetpu.py of 2.0.
 
 A model is a JSON file. The index of its best score is the sum of its input tensor, modulo the number of classes.
 """

@@ -241,6 +241,7 @@ def test_the_real_loader_says_that_the_library_is_missing(python: Path, tmp_path
     program = """
         import ctypes, sys
         from pathlib import Path
+        sys.unraisablehook = lambda unraisable: print("NOISE", unraisable.exc_value)
         sys.path.insert(0, sys.argv[1])
         from coral_inference_server.coral_inference_server import open_backend
         from inference_server import AcceleratorGone, read_model_files
@@ -260,6 +261,21 @@ def test_the_real_loader_says_that_the_library_is_missing(python: Path, tmp_path
         pytest.skip("libedgetpu is installed on this machine")
     assert "libedgetpu.so.1 cannot be loaded: libedgetpu.so.1: cannot open shared object file" in said
     assert "CORAL_DELEGATE=none (5 attempts)" in said
+    assert "NOISE" not in said
+
+
+def test_the_real_interpreter_tells_which_operators_are_not_the_edge_tpus(python: Path, tmp_path: Path):
+    program = """
+        import sys
+        sys.path.insert(0, sys.argv[1])
+        from tflite_runtime.interpreter import Interpreter
+        from coral_inference_server.coral_inference_server import _outside_edge_tpu
+        for path in sys.argv[2:]:
+            print([_outside_edge_tpu(Interpreter(path))])
+    """
+    shelve(tmp_path, whole=(edge_tpu_model(), {"input_type": "uint8"}), none=MODELS["mobilenet"])
+    said = run([python, "-c", textwrap.dedent(program), DOCKER, *(tmp_path / f"{name}.tflite" for name in ("whole", "none"))])
+    assert said.splitlines() == ["['']", "['3 operators on the CPU (1 AVERAGE_POOL_2D, 1 RESHAPE, 1 FULLY_CONNECTED)']"]
 
 
 def test_the_harness_runs_its_load_on_it(python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
