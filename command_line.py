@@ -52,10 +52,10 @@ def seed(text: str, bits: int = 64) -> int:
     return int(text)
 
 
-def count(text: str) -> int:
+def count(text: str, most: int = 10_000) -> int:
     """How many of something; at least one."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, found {text!r}")
+    if not text.isdecimal() or not 1 <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {most}, found {text!r}")
     return int(text)
 
 

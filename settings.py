@@ -10,9 +10,22 @@ from utils import PROJECT_ROOT, Flag, NonNegative, Positive, Share, StrictModel,
 
 DEFAULT_CONFIG = PROJECT_ROOT / "config" / "experiment.yaml"
 
+LONGEST_RUN_S = 1e6
+"""Greatest length of a run, seconds: eleven days. Everything that takes virtual time, or memory for it, is bounded by it."""
+FASTEST_MPS = 1e4
+"""Greatest speed of a device; faster is a mistake."""
+
 Seed = Annotated[int, Field(ge=0, lt=2**64, strict=True)]
-Factor = Annotated[float, Field(ge=1, allow_inf_nan=False, strict=True)]
-Count = Annotated[int, Field(ge=1, strict=True)]
+Factor = Annotated[float, Field(ge=1, le=1000, strict=True)]
+Count = Annotated[int, Field(ge=1, le=10**6, strict=True)]
+Metres = Annotated[float, Field(ge=1e-3, le=1e7, strict=True)]
+Speed = Annotated[float, Field(ge=0, le=FASTEST_MPS, strict=True)]
+Rate = Annotated[float, Field(ge=0, le=1e4, strict=True)]
+Deadline = Annotated[float, Field(ge=1e-6, le=LONGEST_RUN_S, strict=True)]
+Interval = Annotated[float, Field(ge=0.01, le=3600, strict=True)]
+Pause = Annotated[float, Field(ge=0, le=3600, strict=True)]
+Weight = Annotated[float, Field(ge=0, le=1e6, strict=True)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 def _require_range(name: str, low_high: tuple[float, float]) -> None:
@@ -30,9 +43,9 @@ class DeviceType(StrictModel):
     """One kind of device: share of all devices, speed range, chance of a new heading per second, Poisson task rate."""
 
     share: Share
-    speed_mps: tuple[NonNegative, NonNegative]
+    speed_mps: tuple[Speed, Speed]
     turn_probability: Share
-    tasks_per_s: NonNegative
+    tasks_per_s: Rate
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -45,9 +58,9 @@ class DeviceSettings(StrictModel):
 
     count: Count
     placement: Literal["cell", "area"]
-    area_side_m: Positive
-    cell_radius_m: Positive
-    types: dict[str, DeviceType] = Field(min_length=1)
+    area_side_m: Metres
+    cell_radius_m: Metres
+    types: dict[Name, DeviceType] = Field(min_length=1, max_length=1000)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -61,7 +74,7 @@ class SloClass(StrictModel):
     """One deadline class: share of the tasks, range of the base deadline, how far adaptation may stretch it."""
 
     share: Share
-    base_deadline_s: tuple[Positive, Positive]
+    base_deadline_s: tuple[Deadline, Deadline]
     extension_factor: Factor
 
     @model_validator(mode="after")
@@ -119,10 +132,10 @@ class PowerSettings(StrictModel):
     """How power is measured; times in seconds."""
 
     poll_interval_s: Annotated[float, Field(ge=0.01, le=60, strict=True)]
-    max_age_s: Positive
-    idle_baseline_s: NonNegative
+    max_age_s: Interval
+    idle_baseline_s: Pause
     host_metrics: Flag
-    power_delay_s: NonNegative
+    power_delay_s: Pause
     plausible_factor: Factor
     metrics: PowerMetrics
 
@@ -140,10 +153,10 @@ class PowerSettings(StrictModel):
 class TopsisWeights(StrictModel):
     """Weights of the four criteria; only their ratios matter."""
 
-    slack: NonNegative
-    performance: NonNegative
-    power: NonNegative
-    load: NonNegative
+    slack: Weight
+    performance: Weight
+    power: Weight
+    load: Weight
 
     @model_validator(mode="after")
     def _not_all_zero(self) -> Self:
@@ -167,7 +180,7 @@ class PowerAwareTopsisSettings(StrictModel):
 
     weights_calm: TopsisWeights
     weights_busy: TopsisWeights
-    busy_window_s: Positive
+    busy_window_s: Interval
     power_budget_w: Positive | None
 
 
@@ -175,17 +188,17 @@ class Settings(StrictModel):
     """All settings of one experiment; config/experiment.yaml explains each key."""
 
     seed: Seed
-    duration_s: Positive
-    scheduler: str
+    duration_s: Annotated[float, Field(gt=0, le=LONGEST_RUN_S, strict=True)]
+    scheduler: Name
     queue_discipline: Literal["fifo", "edf"]
     performance_profile: Path
     devices: DeviceSettings
-    load: Positive
-    models: list[str] = Field(min_length=1)
-    slo_classes: dict[str, SloClass] = Field(min_length=1)
+    load: Annotated[float, Field(gt=0, le=1e4, strict=True)]
+    models: list[Name] = Field(min_length=1, max_length=1000)
+    slo_classes: dict[Name, SloClass] = Field(min_length=1, max_length=1000)
     deadline_adaptation: Flag
     exit_safety: Annotated[float, Field(gt=0, le=1, strict=True)]
-    safety_margin: NonNegative
+    safety_margin: Annotated[float, Field(ge=0, le=1000, strict=True)]
     requests: RequestSettings
     power: PowerSettings
     topsis: TopsisSettings

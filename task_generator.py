@@ -7,9 +7,12 @@ Processes", Oxford 1993, section 2.2). A shorter run is therefore the beginning 
 
 import csv
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobility.mobility_manager import Cell, Mobility, MobilityManager, RecordedMobility
-from settings import Settings
+from settings import FASTEST_MPS, LONGEST_RUN_S, Settings
 from task import Arrival, Device, Task, from_fields
-from utils import UsageError, did_you_mean, random_stream, write_failure
+from utils import UsageError, did_you_mean, open_to_read, random_stream, write_failure
 
 TRACE_COLUMNS = (
     "task_id",
@@ -36,10 +39,9 @@ TRACE_COLUMNS = (
     "in_coverage",
     "service_noise",
 )
-LARGEST_TRACE = 10**8
-"""Most tasks, and most device seconds, of a run: about 10 GB."""
-FASTEST_MPS = 1e4
-"""Largest velocity component of a replayed device; faster is a mistake in the file."""
+MOST_TASKS, MOST_DEVICE_SECONDS = 10**7, 10**8
+"""Most tasks of a run, and most seconds of all its devices' paths together: about 10 GB and 3 GB of memory."""
+MOST_TRACE_BYTES, _LONGEST_LINE = 2**31, 2**16
 _ROWS_AT_ONCE = 4096
 
 Floats = NDArray[np.float64]
@@ -185,10 +187,11 @@ def generate_trace(settings: Settings, mobility: MobilityManager) -> Trace:
     if not rate_of_device.any():
         raise UsageError("devices: none of the devices sends tasks: every tasks_per_s in use is 0")
     expected = float(rate_of_device.sum()) * settings.duration_s
-    if max(expected, mobility.device_count * settings.duration_s) > LARGEST_TRACE:
+    if expected > MOST_TASKS or mobility.device_count * settings.duration_s > MOST_DEVICE_SECONDS:
         raise UsageError(
-            f"duration_s: {settings.duration_s:g} s of {mobility.device_count} devices ({expected:.3g} tasks) exceed"
-            f" {LARGEST_TRACE:g} device seconds or tasks, more than fits in memory"
+            f"duration_s, load and devices.count: {settings.duration_s:g} s of {mobility.device_count} devices give"
+            f" {expected:.3g} tasks: expected at most {MOST_TASKS:g} tasks and {MOST_DEVICE_SECONDS:g} device seconds,"
+            " which fit in memory; make one of the three smaller"
         )
     arrival_time_s = _poisson_arrivals(random_stream(seed, "arrivals"), float(rate_of_device.sum()), settings.duration_s)
     n = len(arrival_time_s)
@@ -300,25 +303,34 @@ def load_trace(path: Path, settings: Settings) -> Trace:
     Raises:
         UsageError: the file is missing, lacks a column, or a line holds something that cannot be run; the text names the line.
     """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
+    with open_to_read(path, MOST_TRACE_BYTES) as file, TextIOWrapper(file, "utf-8-sig", newline="") as text:
+        reader = csv.reader(iter(partial(text.readline, _LONGEST_LINE), ""))
+        try:
             header = next(reader, [])
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from None
-    missing = [name for name in TRACE_COLUMNS if name not in header]
-    if missing:
-        raise UsageError(f"{path}:1: missing column {missing[0]}; expected {','.join(TRACE_COLUMNS)}")
-    if len(set(header)) != len(header):
-        raise UsageError(f"{path}:1: a column stands twice: {','.join(header)}")
+            _require_columns(path, header)
+            rows = list(itertools.islice(reader, MOST_TASKS + 1))
+        except csv.Error as error:
+            raise UsageError(f"{path}: cannot be read: {error}") from None
+    while rows and not any(map(str.strip, rows[-1])):  # a blank last line, as spreadsheets and editors leave it
+        rows.pop()
     if not rows:
         raise UsageError(f"{path}: holds no task")
+    if len(rows) > MOST_TASKS:
+        raise UsageError(f"{path}: expected at most {MOST_TASKS} tasks, found more")
     for line, row in enumerate(rows, start=2):
         if len(row) != len(header):
             raise UsageError(f"{path}:{line}: expected {len(header)} fields, found {len(row)}")
     columns = dict(zip(header, zip(*rows, strict=True), strict=True))
     return _TraceReader(path, columns, settings).trace()
+
+
+def _require_columns(path: Path, header: Sequence[str]) -> None:
+    missing = [name for name in TRACE_COLUMNS if name not in header]
+    if missing:
+        hint = "; fields are separated by commas, not by semicolons" if any(";" in name for name in header) else ""
+        raise UsageError(f"{path}:1: missing column {missing[0]}; expected {','.join(TRACE_COLUMNS)}{hint}")
+    if len(set(header)) != len(header):
+        raise UsageError(f"{path}:1: a column stands twice: {','.join(header)}")
 
 
 class _TraceReader:
@@ -333,6 +345,8 @@ class _TraceReader:
         """The columns, checked."""
         arrival_time_s = self._numbers("arrival_time_s")
         self._require("arrival_time_s", arrival_time_s >= 0, "a time from 0 on")
+        below = f"seconds below {LONGEST_RUN_S:g} (times start at 0, the start of the load)"
+        self._require("arrival_time_s", arrival_time_s < LONGEST_RUN_S, below)
         self._require("arrival_time_s", np.diff(arrival_time_s, prepend=0.0) >= 0, "times in non-decreasing order")
         base_deadline_s = self._numbers("base_deadline_s")
         self._require("base_deadline_s", base_deadline_s > 0, "a deadline above 0")

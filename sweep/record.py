@@ -96,6 +96,8 @@ def planned(swept: SweepOptions) -> Plan:
     settings = load_settings(swept.config).replace(duration_s=swept.duration)
     profile = load_profile(settings.performance_profile)
     require_known_models(settings, profile.latency)
+    for load in swept.load:
+        settings.replace(load=load)  # refused now rather than in a cell
     for name in swept.schedulers:
         try:
             create_scheduler(name, settings, random_stream(settings.seed, "policy"))

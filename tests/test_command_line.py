@@ -64,10 +64,10 @@ def test_seed_ends_where_its_bits_do(bits, most):
             seed(text, bits)
 
 
-def test_count_begins_at_1():
-    assert count("1") == 1
-    for text in ("0", "-1", "2.5", ""):
-        with pytest.raises(argparse.ArgumentTypeError, match=f"^expected a whole number from 1 on, found '{text}'$"):
+def test_count_has_two_ends():
+    assert (count("1"), count("10000")) == (1, 10_000)
+    for text in ("0", "-1", "2.5", "", "10001", "1000000000000"):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"^expected a whole number from 1 to 10000, found '{text}'$"):
             count(text)
 
 

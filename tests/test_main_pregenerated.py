@@ -306,7 +306,7 @@ def test_trace_that_cannot_be_saved_is_refused(refused, tmp_path):
 
 
 def test_trace_that_is_missing_is_refused(refused, tmp_path):
-    assert "nowhere.csv: cannot be read" in refused("--trace", tmp_path / "nowhere.csv")
+    assert "nowhere.csv: no such file" in refused("--trace", tmp_path / "nowhere.csv")
 
 
 def test_duration_before_the_first_task_of_the_trace_is_refused(refused, tmp_path):

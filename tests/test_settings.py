@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from settings import DEFAULT_CONFIG, load_settings, require_known_models
-from utils import UsageError
+from settings import DEFAULT_CONFIG, Settings, load_settings, require_known_models
+from utils import UsageError, validated
 
 DEFAULTS = yaml.safe_load(DEFAULT_CONFIG.read_text(encoding="utf-8"))
 
@@ -165,7 +165,7 @@ def test_key_that_resembles_nothing_is_refused_without_a_guess(tmp_path):
         ("devices:\n  types:\n    drone:\n      speed_mps: [1,\n        fast]\n", 5, "devices.types.drone.speed_mps.1", "'fast'"),
         ("models: mobilenet\n", 1, "models", "'mobilenet'"),
         ("models: []\n", 1, "models", "[]"),
-        ("models:\n- mobilenet\n- on\n", 3, "models.1", "True"),
+        ("models:\n- mobilenet\n- true\n", 3, "models.1", "True"),
         ("requests: {connections_per_node: 2.0}\n", 1, "requests.connections_per_node", "2.0"),
         ("power_aware_topsis: {power_budget_w: 0}\n", 1, "power_aware_topsis.power_budget_w", "0"),
         ("slo_classes: {soft: {extension_factor: 0.9}}\n", 1, "slo_classes.soft.extension_factor", "0.9"),
@@ -215,7 +215,7 @@ def test_new_device_type_must_be_complete(tmp_path):
     assert message == ":3: devices.types.tram.speed_mps is missing"
 
 
-@pytest.mark.parametrize("text", ["on: 5\n", "1: 5\n"])
+@pytest.mark.parametrize("text", ["true: 5\n", "1: 5\n", "~: 5\n"])
 def test_key_that_is_no_text_is_refused(tmp_path, text):
     assert "found" in refusal(tmp_path, text)
 
@@ -240,3 +240,46 @@ def test_model_that_the_profile_does_not_know_is_refused():
     require_known_models(settings, ["vgg16", "efficientnet", "resnet50", "mobilenet"])
     with pytest.raises(UsageError, match="models: vgg16 is not in the performance profile, which knows mobilenet, resnet50, eff"):
         require_known_models(settings, ["mobilenet", "resnet50", "efficientnet"])
+
+
+def leaves(content, path=()):
+    """Path and value of every number of the settings."""
+    if isinstance(content, dict | list | tuple):
+        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from leaves(value, (*path, key))
+    elif isinstance(content, int | float) and not isinstance(content, bool) or path[-1] == "power_budget_w":
+        yield path, content
+
+
+def with_value(content, path, value):
+    changed = dict(content) if isinstance(content, dict) else list(content)
+    changed[path[0]] = with_value(changed[path[0]], path[1:], value) if path[1:] else value
+    return changed
+
+
+@pytest.mark.parametrize("path", [path for path, _ in leaves(DEFAULTS)], ids=lambda path: ".".join(map(str, path)))
+def test_every_number_has_a_greatest_value(path):
+    last = path[-1]
+    content = load_settings().model_dump()
+    for value in (10**30, 1e30) if last != "seed" else (2**64,):
+        with pytest.raises(UsageError, match=rf"^file: {'.'.join(map(str, path))}: expected .* found ") as told:
+            validated(Settings, with_value(content, path, value), "file", {})
+        assert len(str(told.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("devices: {count: 1e12}", "1000000000000.0"),
+        ("devices: {count: 1000000000000}", "1000000000000"),
+        ("load: 50000", "50000"),
+        ("duration_s: 1e7", "10000000.0"),
+    ],
+)
+def test_what_no_memory_holds_is_refused(tmp_path, text, found):
+    assert refusal(tmp_path, text).endswith(f", found {found}")
+
+
+@pytest.mark.parametrize("interval_s", ["1e-300", "0.001"])
+def test_interval_without_an_end_is_refused(tmp_path, interval_s):
+    assert "greater than or equal to 0.01" in refusal(tmp_path, f"power: {{poll_interval_s: {interval_s}}}")

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -551,8 +552,43 @@ def test_garbage_never_gives_anything_but_a_refusal(tmp_path_factory, content):
 
 
 def test_missing_file_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="cannot be read: .*No such file"):
+    with pytest.raises(UsageError, match="absent.csv: no such file"):
         load_trace(tmp_path / "absent.csv", DEFAULTS)
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r\n\r\n", "\n  \n", "," * 12 + "\r\n"])
+def test_blank_last_lines_hold_no_task(short, tmp_path, end):
+    settings, trace = short
+    path = saved(trace, tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n") + end.encode())
+    assert list(load_trace(path, settings).rows()) == list(trace.rows())
+
+
+@pytest.mark.parametrize("arrival", ["1700000000.0", "1700000000000", "1000000"])
+def test_unix_time_is_refused_with_a_hint(refused, arrival):
+    def edited(rows):
+        rows[-1][rows[0].index("arrival_time_s")] = arrival
+
+    assert "arrival_time_s: expected seconds below 1e+06 (times start at 0" in refused(edited)
+
+
+def test_semicolons_are_named(short, tmp_path):
+    settings, trace = short
+    path = saved(trace, tmp_path)
+    path.write_text(path.read_text().replace(",", ";"))
+    with pytest.raises(UsageError, match="missing column task_id; .* separated by commas, not by semicolons$"):
+        load_trace(path, settings)
+
+
+def test_trace_that_is_no_regular_file_is_refused_at_once(tmp_path):
+    os.mkfifo(fifo := tmp_path / "fifo")
+    for path, kind in ((fifo, "a pipe"), (Path("/dev/zero"), "a device")):
+        with pytest.raises(UsageError, match=f"{path}: cannot be read: expected a regular file, found {kind}"):
+            load_trace(path, DEFAULTS)
+    with (tmp_path / "zeros.csv").open("wb") as file:
+        file.truncate(2**30)
+    with pytest.raises(UsageError, match="zeros.csv:1: missing column"):
+        load_trace(tmp_path / "zeros.csv", DEFAULTS)
 
 
 # Scenario
