@@ -21,8 +21,9 @@ usage: docker/build.sh [options]
   --help           this text
 
 Environment, each remembered in images.lock until it is given again:
-  PYCORAL_WHEEL    address of the pycoral wheel; empty: pycoral is left out and the server loads the Edge TPU delegate itself
   LIBEDGETPU_URL   address of the libedgetpu package (the -max variant runs the stick at its full clock)
+  TFLITE_WHEEL     address of the tflite-runtime wheel, of the same TensorFlow as libedgetpu; empty: the older one of PyPI
+  PYCORAL_WHEEL    address of a pycoral wheel (default: empty, the server loads the Edge TPU delegate itself)
 Environment, for the Jetson image only (its Dockerfile says more):
   BUILDER_IMAGE    image that compiles pycuda
   JETSON_PYTHON    interpreter that has TensorRT's module, where the image does not show it
@@ -91,7 +92,8 @@ checksum_of_file() { sha256sum "$1" | cut -d ' ' -f 1; }
 
 advice() { # ADDRESS: what to do when it is gone
   case $1 in
-    *pycoral*) echo 'That wheel may not exist: give another for Python 3.10 on aarch64 (PYCORAL_WHEEL=https://...), or leave pycoral out (PYCORAL_WHEEL= docker/build.sh).' ;;
+    *pycoral*) echo 'Give another wheel for Python 3.10 on aarch64 (PYCORAL_WHEEL=https://...), or leave pycoral out (PYCORAL_WHEEL= docker/build.sh).' ;;
+    *tflite_runtime*) echo 'Give another wheel for Python 3.10 on aarch64, of the TensorFlow of LIBEDGETPU_URL (TFLITE_WHEEL=https://...), or take that of PyPI (TFLITE_WHEEL= docker/build.sh).' ;;
     *libedgetpu*) echo 'Give the address of another arm64 build for Ubuntu 22.04 (LIBEDGETPU_URL=https://...).' ;;
     *) echo 'Is the network up?' ;;
   esac
@@ -157,9 +159,12 @@ resolve_coral() {
   address=$(chosen coral LIBEDGETPU_URL)
   arguments+=(--build-arg "LIBEDGETPU_URL=$address")
   pin_address LIBEDGETPU_SHA256 "$address"
-  address=$(chosen coral PYCORAL_WHEEL)
-  arguments+=(--build-arg "PYCORAL_WHEEL=$address")
-  if [[ -n $address ]]; then pin_address PYCORAL_SHA256 "$address"; fi
+  local name
+  for name in TFLITE PYCORAL; do
+    address=$(chosen coral "${name}_WHEEL")
+    arguments+=(--build-arg "${name}_WHEEL=$address")
+    if [[ -n $address ]]; then pin_address "${name}_SHA256" "$address"; fi
+  done
 }
 
 resolve_jetson() {

@@ -3,9 +3,13 @@
 import ctypes
 import importlib
 import importlib.util
+import re
 import struct
+from pathlib import Path
 
 PYCORAL_MODULE = "pycoral.utils.edgetpu"
+LIBRARY_SOURCE = Path("/usr/local/lib/libedgetpu.source")  # its address, which names the TensorFlow that it was built with
+OLDEST_TFLITE = (2, 11, 1)
 
 
 def empty_model() -> bytes:
@@ -37,6 +41,35 @@ def build_interpreter() -> str:
     return str(numpy.__version__)
 
 
+def compare_versions(tflite: str, library_source: str) -> str:
+    """Whether tflite-runtime and libedgetpu are of one TensorFlow; where they are not, an inference may end in a crash.
+
+    Args:
+        tflite: version of tflite-runtime.
+        library_source: address that libedgetpu was fetched from.
+
+    Returns:
+        What was found, for people.
+
+    Raises:
+        RuntimeError: libedgetpu's releases are known not to work with this tflite-runtime.
+    """
+    named = re.search(r"tf(\d+)\.(\d+)\.(\d+)", library_source.lower())
+    ours = re.match(r"(\d+)\.(\d+)\.(\d+)", tflite)
+    if named is None or ours is None:
+        return f"not known whether tflite-runtime {tflite} and libedgetpu ({library_source}) are of one TensorFlow"
+    library, runtime = (tuple(map(int, found.groups())) for found in (named, ours))
+    version = ".".join(named.groups())
+    if library == runtime:
+        return f"tflite-runtime and libedgetpu are both of TensorFlow {version}"
+    if not OLDEST_TFLITE <= runtime <= library:
+        raise RuntimeError(
+            f"tflite-runtime {tflite} does not work with a libedgetpu of TensorFlow {version}: expected {version},"
+            " or at least one from 2.11.1 on that is not newer; give TFLITE_WHEEL and LIBEDGETPU_URL of one TensorFlow"
+        )
+    return f"tflite-runtime {tflite} is older than libedgetpu's TensorFlow {version}: reported to work, one version is safer"
+
+
 def import_pycoral() -> bool:
     """Import what the server uses of pycoral; False if it was left out of the image.
 
@@ -59,6 +92,7 @@ def main() -> None:
     print(f"tflite-runtime builds an interpreter (numpy {build_interpreter()})")
     ctypes.CDLL("libedgetpu.so.1")
     print("libedgetpu.so.1 loads with all libraries it needs")
+    print(compare_versions(str(importlib.import_module("tflite_runtime").__version__), LIBRARY_SOURCE.read_text().strip()))
     print("pycoral imports" if import_pycoral() else "pycoral was left out")
 
 

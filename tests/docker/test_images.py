@@ -298,6 +298,7 @@ BASES = {
     "nvcr.io/nvidia/l4t-tensorrt:r8.2.1-runtime": "sha256:" + "b" * 64,
     "debian:trixie-slim": "sha256:" + "c" * 64,
 }
+PYCORAL = "https://example.org/pycoral-2.0.3-cp310-cp310-linux_aarch64.whl"
 TOOLS = ("bash", "cat", "cut", "dirname", "env", "git", "grep", "head", "mktemp", "mv", "rm", "sed", "sha256sum", "sort")
 
 
@@ -330,7 +331,8 @@ class Workshop:
         self.stand_in("docker", DOCKER_STAND_IN)
         self.stand_in("curl", CURL_STAND_IN)
         self.say("digests", BASES)
-        self.say("assets", {address(name): name for name in ("LIBEDGETPU_URL", "PYCORAL_WHEEL", "JETSON_KEY_URL")})
+        found = {address(name): name for name in ("LIBEDGETPU_URL", "TFLITE_WHEEL", "JETSON_KEY_URL")}
+        self.say("assets", {**found, PYCORAL: "PYCORAL_WHEEL"})
         (self.bin / "platforms").write_text("linux/amd64*, linux/arm64, linux/arm/v7")
 
     def stand_in(self, name, text):
@@ -378,7 +380,7 @@ def test_build_resolves_and_records_what_the_dockerfiles_ask_for(workshop):
     calls = workshop.built()
     assert set(calls) == set(KINDS)
     for kind, call in calls.items():
-        without_default = {name for name, default in arguments(kind) if default is None}
+        without_default = {name for name, default in arguments(kind) if default is None} - {"PYCORAL_SHA256"}
         assert without_default <= set(build_arguments(call))
         assert set(build_arguments(call)) <= {name for name, _ in arguments(kind)}
         assert call[call.index("--platform") + 1] == "linux/arm64"
@@ -388,7 +390,7 @@ def test_build_resolves_and_records_what_the_dockerfiles_ask_for(workshop):
     assert list(recorded) == sorted(recorded)
     assert {recorded[name] for name in recorded if name.endswith("_DIGEST")} == set(BASES.values())
     assert recorded["LIBEDGETPU_SHA256"] == sha256("LIBEDGETPU_URL")
-    assert recorded["PYCORAL_SHA256"] == sha256("PYCORAL_WHEEL")
+    assert recorded["TFLITE_SHA256"] == sha256("TFLITE_WHEEL")
     assert recorded["JETSON_KEY_SHA256"] == sha256("JETSON_KEY_URL")
     assert recorded["HAILORT_DEB_SHA256"] == sha256("library")
     assert recorded["PYTHON3_HAILORT_DEB_SHA256"] == sha256("binding")
@@ -444,19 +446,44 @@ def test_the_hint_edits_the_manifests(workshop, tmp_path):
         assert f"image: registry.lan:5000/edge/{IMAGES[kind]}:0.1.0@sha256:{'e' * 64}\n" in changed
 
 
-def test_pycoral_can_be_left_out_and_stays_out(workshop):
-    first = build_arguments(workshop.built("--only", "coral", PYCORAL_WHEEL="")["coral"])
-    second = build_arguments(workshop.built("--only", "coral")["coral"])
-    for given in (first, second):
-        assert given["PYCORAL_WHEEL"] == ""
-        assert "PYCORAL_SHA256" not in given
+def test_pycoral_is_left_out_unless_a_wheel_is_named_which_is_remembered(workshop):
+    for given in (workshop.built("--only", "coral"), workshop.built("--only", "coral", PYCORAL_WHEEL="")):
+        assert build_arguments(given["coral"])["PYCORAL_WHEEL"] == ""
+        assert "PYCORAL_SHA256" not in build_arguments(given["coral"])
+    for given in (workshop.built("--only", "coral", PYCORAL_WHEEL=PYCORAL), workshop.built("--only", "coral")):
+        assert build_arguments(given["coral"])["PYCORAL_WHEEL"] == PYCORAL
+        assert build_arguments(given["coral"])["PYCORAL_SHA256"] == sha256("PYCORAL_WHEEL")
 
 
-def test_an_asset_that_is_gone_says_what_to_do(workshop):
-    workshop.say("assets", {address("LIBEDGETPU_URL"): "there"})
+def test_the_runtime_of_pypi_can_be_taken_and_stays(workshop):
+    for given in (workshop.built("--only", "coral", TFLITE_WHEEL=""), workshop.built("--only", "coral")):
+        assert build_arguments(given["coral"])["TFLITE_WHEEL"] == ""
+        assert "TFLITE_SHA256" not in build_arguments(given["coral"])
+
+
+def test_runtime_and_library_of_the_edge_tpu_are_of_one_tensorflow():
+    (version,) = re.findall(r"tflite_runtime-([\d.]+)-", address("TFLITE_WHEEL"))
+    said = coral_check.compare_versions(version, address("LIBEDGETPU_URL"))
+    assert said == "tflite-runtime and libedgetpu are both of TensorFlow 2.17.1"
+
+
+@pytest.mark.parametrize("tflite", ["2.18.0", "2.10.1", "2.5.0.post1"])
+def test_the_coral_check_refuses_a_runtime_that_libedgetpu_does_not_work_with(tflite):
+    with pytest.raises(RuntimeError, match=f"tflite-runtime {tflite} does not work with a libedgetpu of TensorFlow 2.17.1"):
+        coral_check.compare_versions(tflite, address("LIBEDGETPU_URL"))
+
+
+def test_the_coral_check_says_what_differs_or_cannot_be_known():
+    assert "older than libedgetpu's TensorFlow 2.17.1" in coral_check.compare_versions("2.14.0", address("LIBEDGETPU_URL"))
+    assert "not known whether tflite-runtime 2.17.1" in coral_check.compare_versions("2.17.1", "https://example.org/lib.deb")
+
+
+@pytest.mark.parametrize("missing", ["LIBEDGETPU_URL", "TFLITE_WHEEL"])
+def test_an_asset_that_is_gone_says_what_to_do(workshop, missing):
+    workshop.say("assets", {address(name): "there" for name in ("LIBEDGETPU_URL", "TFLITE_WHEEL") if name != missing})
     reason = workshop.refusal("--only", "coral")
-    assert address("PYCORAL_WHEEL") in reason
-    assert "PYCORAL_WHEEL= docker/build.sh" in reason
+    assert address(missing) in reason
+    assert f"({missing}=https://...)" in reason
 
 
 def test_a_changed_package_is_refused(workshop):
