@@ -144,6 +144,7 @@ pin_deb() { # NAME PACKAGE
   shopt -u nullglob
   ((${#found[@]} == 1)) || fail "docker/hailo_inference_server/debs/ must hold one ${2}_$version*_arm64.deb, found ${#found[@]}. \
 On a Raspberry Pi with Raspberry Pi OS Trixie: apt-get download hailort=$version python3-hailort=$version-1; copy both files there. \
+Where apt offers h10-hailort only: step 5 of docs/hardware_setup.md. \
 Without them: --only coral,jetson,power"
   local file=${found[0]##*/}
   pin "$name" '[0-9a-f]{64}' "$file" checksum_of_deb

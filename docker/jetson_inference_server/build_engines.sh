@@ -5,6 +5,7 @@ umask 022 # the server reads what is built here as another user
 
 program=build_engines.sh
 known_models=(mobilenet resnet50 efficientnet vgg16)
+newest_tensorrt=10
 part='' # what is being written
 trap '[[ -z $part ]] || rm -f -- "$part"' EXIT
 log_lines_shown=8
@@ -26,6 +27,8 @@ engines. An engine is good for one TensorRT and one kind of GPU: its file is nam
   --force             build again what is there already
 
 Environment: TRTEXEC (/usr/src/tensorrt/bin/trtexec), DEVICE_TREE_MODEL (/proc/device-tree/model).
+
+TensorRT 8 to 10 can do this. TensorRT 11 has no --fp16: there the precision is that of the graph, and these graphs are float32.
 
 Building takes minutes per model, and memory: VGG16 needs more than the 4 GB of a Jetson Nano. Add swap first, and stop the
 inference server of this node meanwhile:
@@ -116,6 +119,13 @@ find_tensorrt_version() {
     fi
   else
     fail "$trtexec does not say which TensorRT it is of: expected [TensorRT v8201] or the like, got ${banner:0:80}"
+  fi
+}
+
+# Without --fp16 an engine would be float32 and still be called what the others are.
+require_fp16_option() {
+  if ((${version%%.*} > newest_tensorrt)); then
+    fail "$trtexec is of TensorRT $version, expected 8 to $newest_tensorrt: later ones build no FP16 engine from a float32 graph (no --fp16)"
   fi
 }
 
@@ -216,6 +226,7 @@ main() {
   read_options "$@"
   find_models
   find_tensorrt_version
+  require_fp16_option
   find_gpu
   mkdir -p -- "$engines_dir" 2>/dev/null || fail "cannot make $engines_dir"
   [[ -w $engines_dir ]] || fail "cannot write into $engines_dir"

@@ -145,7 +145,7 @@ def test_reads_the_version_from_the_banner(banner, version, limits, builder):
     builder.graphs("mobilenet")
     assert builder.run(BANNER=banner).returncode == 0
     assert builder.engine("mobilenet", version=version).exists()
-    assert builder.calls[0].endswith(limits)
+    assert builder.calls[0].endswith(f"--fp16 {limits}")
 
 
 def test_only_some_models(builder):
@@ -207,6 +207,8 @@ def test_a_failed_build_keeps_the_engine_that_was_there(builder):
     ("options", "variables", "status", "message"),
     [
         ([], {"TRTEXEC": "/nowhere/trtexec"}, 1, "no trtexec at /nowhere/trtexec: install libnvinfer-bin"),
+        ([], {"BANNER": "110000"}, 1, "is of TensorRT 11.0.0, expected 8 to 10: later ones build no FP16 engine"),
+        ([], {"BANNER": "120304"}, 1, "is of TensorRT 12.3.4, expected 8 to 10"),
         ([], {"BANNER": "x"}, 1, "does not say which TensorRT it is of"),
         ([], {"DEVICE_TREE_MODEL": "/nowhere/model"}, 2, "cannot tell which board this is from /nowhere/model"),
         (["--models", "vgg16"], {}, 2, "--models: no "),
