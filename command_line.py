@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TextIO, cast
 from utils import HarnessError, Interrupted, StopRequested, UsageError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -79,10 +80,9 @@ class StopSignal:
 
     def install(self) -> None:
         """Take over the signals; a SIGHUP that is ignored (`nohup`) stays so."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            signal.signal(signal.SIGHUP, self._on_signal)
+        for number in _STOP_SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
 
     def tell(self, stop: Callable[[], None], at_once: bool = True) -> None:
         """Call `stop`, from the signal handler, when a stop request comes; now, if one has come and `at_once` says so."""
@@ -203,6 +203,7 @@ _NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 
 def stoppable(program: str, run: Callable[[StopSignal], int]) -> int:
     """`exit_status` of a program that looks at the stop request; warnings go to standard error as they are."""
+    before = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
     stop = StopSignal()
     stop.install()
 
@@ -210,4 +211,8 @@ def stoppable(program: str, run: Callable[[StopSignal], int]) -> int:
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         return run(stop)
 
-    return exit_status(program, run_stoppable)
+    try:
+        return exit_status(program, run_stoppable)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -5,12 +5,14 @@
 `sweep/` runs the cells and keeps them, `comparison/` holds the statistics, `report.py` draws; here they are put together.
 """
 
+import os
 import signal
 import sys
 
 if __name__ == "__main__":  # until main() has its own handlers: an end without a traceback, while the imports take their time
     for _number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(_number, lambda *_: sys.exit(130))
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -P leaves it out
 
 import argparse
 import shlex

@@ -151,7 +151,8 @@ class EmulatedNodes:
         return Lateness(by_node)
 
     def _start(self, node: str) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT / "docker")}
+        paths = (str(PROJECT_ROOT / "docker"), os.environ.get("PYTHONPATH"))
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         try:
             process = self._processes[node] = subprocess.Popen(
                 [sys.executable, "-m", "emulated_inference_server"],

@@ -5,18 +5,19 @@
 `run_experiment()` is the loop; the rest builds the parts, shows progress and reports.
 """
 
+import os
 import signal
 import sys
 
 if __name__ == "__main__":  # until main() has its own handlers: an end without a traceback, while the imports take their time
     for _number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(_number, lambda *_: sys.exit(130))
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -P leaves it out
 
 import argparse
 import itertools
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext

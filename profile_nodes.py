@@ -15,16 +15,17 @@ variation (standard deviation with n - 1, divided by the mean) of all its pairs 
 every model that the accelerator serves was measured. Power is not measured here.
 """
 
+import os
 import signal
 import sys
 
 if __name__ == "__main__":  # until main() has its own handlers: an end without a traceback, while the imports take their time
     for _number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(_number, lambda *_: sys.exit(130))
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -P leaves it out
 
 import argparse
 import errno
-import os
 import shlex
 import tempfile
 from collections.abc import Callable, Mapping, Sequence

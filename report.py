@@ -6,7 +6,15 @@ It reads what the run or the comparison left in its folder and writes `report.ht
 this module is cheap: `reporting/`, and with it pandas, matplotlib and Jinja2, is loaded when a report is made.
 """
 
+import os
+import signal
 import sys
+
+if __name__ == "__main__":  # until main() has its own handlers: an end without a traceback, while the imports take their time
+    for _number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(_number, lambda *_: sys.exit(130))
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -P leaves it out
+
 from collections.abc import Sequence
 from pathlib import Path
 

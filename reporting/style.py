@@ -29,6 +29,7 @@ PERCENT = FuncFormatter(lambda share, _: f"{100 * share:,.10g}")
 
 _PNG_DPI = 300
 _STYLE: dict[Any, Any] = {
+    **{name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"},
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "text.color": INK,

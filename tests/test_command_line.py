@@ -18,6 +18,7 @@ from command_line import (
     positive,
     seconds,
     seed,
+    stoppable,
     uninterruptible,
 )
 from utils import PROJECT_ROOT, HarnessError, Interrupted, StopRequested, UsageError
@@ -207,3 +208,17 @@ def test_standard_streams_are_given_back():
     before = sys.stdout, sys.stderr
     assert exit_status("program.py", lambda: 0) == 0
     assert (sys.stdout, sys.stderr) == before
+
+
+def test_handlers_of_signals_are_given_back(signals_stay_as_they_were):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    assert stoppable("program.py", lambda stop: 0) == 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+@pytest.mark.parametrize("program", ["main_pregenerated.py", "compare_schedulers.py", "profile_nodes.py", "report.py"])
+def test_programs_run_from_anywhere_without_their_folder_on_the_path(tmp_path, program):
+    command = [sys.executable, "-P", PROJECT_ROOT / program, "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: {program}")

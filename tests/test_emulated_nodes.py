@@ -36,6 +36,22 @@ def pids_of(nodes):
     return [process.pid for process in nodes._processes.values()]
 
 
+def test_servers_find_what_the_callers_python_path_names_too(monkeypatch):
+    seen = []
+
+    def refuse(*arguments, env, **options):
+        seen.append(env["PYTHONPATH"])
+        raise OSError("enough")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    for value in ("/of/the/caller", None):
+        monkeypatch.setenv("PYTHONPATH", value) if value else monkeypatch.delenv("PYTHONPATH")
+        with pytest.raises(HarnessError, match="cannot be started: enough"), EmulatedNodes(SMALL):
+            pass
+    own = str(PROJECT_ROOT / "docker")
+    assert seen == [f"{own}{os.pathsep}/of/the/caller", own]
+
+
 def sleeps(lateness):
     """How often each node slept, where it did."""
     counts = {node: max(buckets.values()) for node, buckets in lateness.sleeps_up_to.items()}

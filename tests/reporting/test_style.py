@@ -1,12 +1,16 @@
 """The look of figures and their formats: that they repeat, and stand together in one page."""
 
+import os
 import re
+import subprocess
+import sys
 from xml.etree import ElementTree
 
 import pandas as pd
 
 from reporting.run_plots import energy_by_node
 from reporting.style import drawn, looks, shortened
+from utils import PROJECT_ROOT
 
 
 def energy():
@@ -48,3 +52,22 @@ def test_svg_is_well_formed_and_says_no_date_and_no_place_outside():
     ElementTree.fromstring(text)
     assert "<dc:date>" not in text
     assert not re.search(r'href="(?!#)', text)
+
+
+DRAWS = """
+import os, sys
+from tests.reporting.test_style import drawn, energy
+sys.stdout.write(drawn(energy(), "one", png=False).svg)
+assert os.environ["MPLBACKEND"] == sys.argv[1]
+"""
+
+
+def test_no_environment_of_the_user_changes_or_breaks_a_figure(tmp_path):
+    (tmp_path / "matplotlibrc").write_text("backend: none\ntext.usetex: True\nfont.size: 40\naxes.grid: perhaps\n")
+    backend = "module://matplotlib_inline.backend_inline"
+    places = {"PYTHONPATH": str(PROJECT_ROOT), "MATPLOTLIBRC": str(tmp_path), "HOME": "/proc/none", "MPLBACKEND": backend}
+    environment = {**os.environ, **places}
+    environment.pop("MPLCONFIGDIR", None)
+    done = subprocess.run([sys.executable, "-c", DRAWS, backend], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == drawn(energy(), "one", png=False).svg
