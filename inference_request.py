@@ -9,6 +9,7 @@ import logging
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Self
@@ -32,7 +33,7 @@ from node_client import (
 from node_health import NodeHealth
 from node_queue import NodeState, Request
 from performance_profile import PerformanceProfile
-from run_figures import outages
+from run_figures import LOST_LIMIT, outages
 from scheduler import BaseScheduler
 from settings import Settings
 from task import Decision, PowerSample, TaskResult
@@ -168,6 +169,8 @@ class HttpCluster(WallClockCluster):
         self._changed = {name: threading.Event() for name in workers}
         self._load_end_s: float | None = None
         self._out_for = dict.fromkeys(workers, "no answer")
+        self._answers = Counter[str]()
+        self._failures = {name: Counter[str]() for name in workers}  # by reason
         self._served_by: dict[str, set[str]] = {}
         self._ever_withheld: dict[tuple[str, str], str] = {}
         self._closing = threading.Event()
@@ -249,14 +252,19 @@ class HttpCluster(WallClockCluster):
 
     def warnings(self) -> list[str]:
         """What a reader of the results must know of the nodes, in one sentence each."""
+        out = outages(self.down_periods())
         lines = [
-            f"{name} was out {outage['count']} times, {outage['down_s']:.1f} s in all; the last reason: {self._out_for[name]}"
-            for name, outage in outages(self.down_periods()).items()
+            f"{name} was out {_times(outage['count'])}, {outage['down_s']:.1f} s in all; the last reason: {self._out_for[name]}"
+            for name, outage in out.items()
         ]
         lines += [
             f"{name} refused {model}, which other nodes served, and was not offered it until a probe was good: {reason}"
             for (name, model), reason in self._ever_withheld.items()
         ]
+        for name, reasons in self._failures.items():
+            sent = self._answers[name] + reasons.total()
+            if name not in out and reasons.total() > LOST_LIMIT * sent:
+                lines.append(f"{name} served {self._answers[name]} of the {sent} requests sent to it; {_most_common(reasons)}")
         return lines
 
     def _work_arrived(self, node: NodeState) -> None:
@@ -297,6 +305,7 @@ class HttpCluster(WallClockCluster):
                 self._failed(node, request, error)
             return
         with self._lock:
+            self._answers[node.name] += 1
             self._served(node, request.task.model_name)
             self._answered(node, request, completion_s, answer.queue_time_s, answer.inference_time_s)
 
@@ -316,6 +325,8 @@ class HttpCluster(WallClockCluster):
     def _failed(self, node: NodeState, request: Request, error: Exception) -> None:
         has_to_go_out = self._blame(node, request.task.model_name, error)
         still_computed = isinstance(error, NodeTimeout) and request in self._open
+        if request in self._open:
+            self._failures[node.name][str(error)] += 1
         self._attempt_failed(node, request, f"{node.name}: {error}", still_computed)
         if has_to_go_out:
             self._take_out(node, str(error))
@@ -427,6 +438,15 @@ class HttpCluster(WallClockCluster):
             if not node.up:
                 self._bring_in(node, said)
         return True
+
+
+def _most_common(reasons: Counter[str]) -> str:
+    ((reason, count),) = reasons.most_common(1)
+    return f"{count} times: {reason}" if count > 1 else f"among the reasons: {reason}"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _is_said(count: int) -> bool:

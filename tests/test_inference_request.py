@@ -256,7 +256,10 @@ def test_request_that_all_nodes_refuse_takes_none_out(refusal):
     with harness(Node(refusal), Node(refusal)) as one:
         results = [one.send() for _ in range(8)]
         assert one.up() == ["coral1", "hailo1"]
-        assert one.cluster.down_periods() == [] == one.cluster.warnings()
+        assert one.cluster.down_periods() == []
+        assert [line.split(";")[0] for line in one.cluster.warnings()] == [
+            f"{name} served 0 of the 8 requests sent to it" for name in ("coral1", "hailo1")
+        ]
     assert {(r.outcome, r.attempts) for r in results} == {(Outcome.FAILED, 2)}
     assert all(r.error.startswith(f"hailo1: HTTP {refusal.status}") for r in results)
 
@@ -280,8 +283,9 @@ def test_model_that_one_node_alone_answers_badly_is_withheld_from_it_and_the_oth
         refused = [asked.path for asked in one.inferences("coral1") if "resnet50" in asked.path]
         assert len(refused) == 3 and one.up() == ["coral1", "hailo1"]
         assert one.cluster.nodes[0].offers == {"vgg16"}
-        (warning,) = one.cluster.warnings()
+        warning, told = one.cluster.warnings()
     assert warning.startswith("coral1 refused resnet50, which other nodes served")
+    assert told.startswith("coral1 served 5 of the 8 requests sent to it; 3 times: ")
     assert sum("coral1 is not offered resnet50" in message for message in caplog.messages) == 1
 
 
@@ -774,3 +778,12 @@ def test_answer_that_trickles_in_ends_with_the_request_timeout():
         thread.join(10.0)
         assert not thread.is_alive()
     listening.close()
+
+
+def test_node_that_serves_nothing_and_only_says_it_is_full_is_told_beside_the_numbers():
+    with harness(Node(FULL), Node([OK] * 5 + [FULL, OK])) as one:
+        for _ in range(5):
+            assert one.send().assigned_node == "hailo1"
+        assert one.up() == ["coral1", "hailo1"]
+        (line,) = one.cluster.warnings()
+    assert line.startswith("coral1 served 0 of the 5 requests sent to it; 5 times: HTTP 503") and "2 requests are waiting" in line
