@@ -2,18 +2,17 @@
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from cluster import Cluster
-from comparison.repeats import METRICS
+from comparison.repeats import METRICS, Repeats
 from prometheus_collector import PrometheusCollector
 from settings import Settings
 from slo_monitor import SloMonitor
@@ -108,17 +107,18 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: Path) ->
     console.print(Text(f"files: {folder}"), soft_wrap=True)
 
 
-def print_repeats(console: Console, table: pd.DataFrame, path: Path) -> None:
+def print_repeats(console: Console, table: Sequence[Repeats], path: Path) -> None:
     """The table of several runs, and where it is."""
-    title = f"{table['runs'].max()} runs, {table['counted'].max()} of them counted: means, 95 % intervals, spread"
+    counted = max(row.counted for row in table)
+    title = f"{table[0].runs} runs, {counted} of them counted: means, 95 % intervals, spread"
     shown = Table(title=Text(title))
     for name in ("", "mean", "95 % interval", "least", "greatest"):
         shown.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for row in table.to_dict("records"):
-        _, label, scale = METRICS[row["metric"]]
-        names = ("mean", "low", "high", "least", "greatest")
-        text = {name: "–" if math.isnan(row[name]) else f"{row[name] * scale:.2f}" for name in names}
-        shown.add_row(label, text["mean"], f"{text['low']} to {text['high']}", text["least"], text["greatest"])
+    for row in table:
+        _, label, scale = METRICS[row.metric]
+        values = (row.mean, row.low, row.high, row.least, row.greatest)
+        mean, low, high, least, greatest = ("–" if math.isnan(value) else f"{value * scale:.2f}" for value in values)
+        shown.add_row(label, mean, f"{low} to {high}", least, greatest)
     console.print(shown)
     console.print(Text(f"table: {path}"), soft_wrap=True)
     advice = "in virtual time equal seeds give equal runs, and differences have intervals"

@@ -15,8 +15,8 @@ if __name__ == "__main__":  # until main() has its own handlers: an end without 
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -P leaves it out
 
 import argparse
+import csv
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +24,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
@@ -32,7 +33,7 @@ from rich.console import Console
 
 from cluster import Cluster, model_mismatches
 from command_line import EXIT_INTERRUPTED, OptionParser, StopSignal, count, interruptible, namespace, seconds, seed, stoppable
-from comparison.repeats import repeats_table
+from comparison.repeats import Repeats, repeats_table
 from console import Progress, print_repeats, print_summary
 from deadline_adapter import DeadlineAdapter
 from emulated_nodes import EmulatedNodes
@@ -485,9 +486,12 @@ def _finish_repeats(summaries: Mapping[Path, dict[str, Any]], output: Path, cons
     table = repeats_table(list(summaries.values()))
     experiment_ids = [summary["experiment_id"] for summary in summaries.values()]
     path = output / f"repeats_{experiment_ids[0]}.csv"
-    spread = json.loads(table.set_index("metric").to_json(orient="index", double_precision=15))
+    spread = {row.metric: _without_nan(row) for row in table}
+    text = StringIO()
+    csv.DictWriter(text, Repeats._fields, lineterminator="\n").writeheader()
+    csv.writer(text, lineterminator="\n").writerows(_without_nan(row).values() for row in table)
     try:
-        write_text_atomically(path, table.to_csv(index=False, lineterminator="\n"))
+        write_text_atomically(path, text.getvalue())
         for number, (file, summary) in enumerate(summaries.items(), start=1):
             write_json_atomically(
                 file, {**summary, "repeat": {"number": number, "experiment_ids": experiment_ids, "metrics": spread}}
@@ -495,6 +499,10 @@ def _finish_repeats(summaries: Mapping[Path, dict[str, Any]], output: Path, cons
     except OSError as error:
         raise HarnessError(f"{path}: cannot be written: {error.strerror}") from error
     print_repeats(console, table, path)
+
+
+def _without_nan(row: Repeats) -> dict[str, Any]:
+    return {name: None if value != value else value for name, value in row._asdict().items()}
 
 
 def _power_poller(

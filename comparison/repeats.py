@@ -1,10 +1,9 @@
 """What several equal runs, or the same run with several seeds, gave: mean, interval and spread of each metric."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
-
-import pandas as pd
 
 from comparison.intervals import t_interval
 
@@ -31,8 +30,22 @@ METRICS = {
 }
 
 
-def repeats_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """A row per metric: its mean over the runs, Student's t interval at 95 %, standard deviation, least and greatest value.
+class Repeats(NamedTuple):
+    """One metric over several runs: how many there are and count, mean, Student's t interval at 95 %, spread; NaN: undefined."""
+
+    metric: str
+    runs: int
+    counted: int
+    mean: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    sd: float = math.nan
+    least: float = math.nan
+    greatest: float = math.nan
+
+
+def repeats_table(summaries: Sequence[Mapping[str, Any]]) -> list[Repeats]:
+    """A row per metric.
 
     Of a metric that a run leaves undefined, as an infinite response time, nothing is told but how many runs have it. Only valid
     runs count, and for energy only those whose energy is valid.
@@ -45,11 +58,12 @@ def repeats_table(summaries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         of_energy = keys[0] == "energy_j"
         counted = [each for each in summaries if each["valid"] and (each["energy_valid"] or not of_energy)]
         values = [value for each in counted if (value := _value_at(each, keys)) is not None]
-        complete = len(values) == len(counted) > 0
-        column = pd.Series(values if complete else [math.nan], dtype=float)
-        mean, low, high = t_interval(column) if complete else (math.nan, math.nan, math.nan)
-        rows.append((metric, len(summaries), len(values), mean, low, high, column.std(), column.min(), column.max()))
-    return pd.DataFrame(rows, columns=["metric", "runs", "counted", "mean", "low", "high", "sd", "least", "greatest"])
+        row = Repeats(metric, len(summaries), len(values))
+        if values and len(values) == len(counted):
+            sd = statistics.stdev(values) if len(values) > 1 else math.nan
+            row = Repeats(metric, len(summaries), len(values), *t_interval(values), sd, min(values), max(values))
+        rows.append(row)
+    return rows
 
 
 def _value_at(summary: Mapping[str, Any], keys: Sequence[str]) -> float | None:
