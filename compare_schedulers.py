@@ -136,12 +136,18 @@ def _figures_table(load: float, cells: pd.DataFrame) -> Table:
     for (scheduler, queue), runs in cells.groupby(["scheduler", "queue_discipline"], sort=False):
         table.add_row(
             Text(scheduler if queues == 1 else f"{scheduler}, {queue}"),
-            f"{runs['fixed_deadline_compliance_rate'].mean():.2%}",
-            f"{runs['achievable_slo_rate'].mean():.2%}",
-            f"{runs['response_p99_s'].mean() * 1e3:.0f}",
-            f"{runs['above_idle_per_task_j'].mean() * 1e3:.1f}",
+            _mean(runs["fixed_deadline_compliance_rate"], ".2%"),
+            _mean(runs["achievable_slo_rate"], ".2%"),
+            _mean(runs["response_p99_s"], ".0f", 1e3),
+            _mean(runs["above_idle_per_task_j"], ".1f", 1e3),
         )
     return table
+
+
+def _mean(values: pd.Series, form: str, factor: float = 1.0) -> str:
+    """Mean over the seeds; '–' where one of them has no value, as comparison.csv leaves it out."""
+    mean = pd.to_numeric(values).mean(skipna=False)
+    return "–" if pd.isna(mean) else f"{mean * factor:{form}}"
 
 
 def run(options: argparse.Namespace, console: Console, stop: StopSignal) -> int:

@@ -89,7 +89,7 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: Path) ->
     rows = {
         "valid": "yes" if summary["valid"] else "no",
         "tasks": ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in tasks.items()),
-        "SLO compliance": f"{_percent(summary['slo_compliance_rate'])}  ({by_class})",
+        "SLO (adapted deadline)": f"{_percent(summary['slo_compliance_rate'])}  ({by_class})",
         "against the fixed deadline": f"{_percent(summary['fixed_deadline_compliance_rate'])}  "
         f"(achievable {_percent(summary['achievable_slo_rate'])})",
         "delivered in the cell": _percent(summary["delivered_rate"]),

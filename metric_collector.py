@@ -262,6 +262,8 @@ class MetricCollector:
             node: spent_s / facts.window_s if facts.window_s > 0 else 0.0 for node, spent_s in busy_s(facts, told_s).items()
         }
         by_class = {name: (dispatched.in_class(name), on_time.in_class(name)) for name in self._settings.slo_classes}
+        adapted_rate = ratio(len(on_time), len(dispatched))
+        adapted_rates = {name: ratio(len(good), len(all_)) for name, (all_, good) in by_class.items()}
         skipped = len(figures.of(Outcome.SKIPPED))
         summary = {
             "experiment_id": facts.experiment_id,
@@ -281,10 +283,15 @@ class MetricCollector:
             "git_commit": git_commit(),
             "tasks": {"generated": len(figures), **{outcome.value: len(figures.of(outcome)) for outcome in Outcome}},
             "unanswered": len(unanswered),
-            "slo_compliance_rate": ratio(len(on_time), len(dispatched)),
-            "slo_compliance_rate_by_class": {name: ratio(len(good), len(all_)) for name, (all_, good) in by_class.items()},
+            "slo_compliance_rate": adapted_rate,
+            "slo_compliance_rate_by_class": adapted_rates,
             "slo_violations_by_class": {name: len(all_) - len(good) for name, (all_, good) in by_class.items()},
+            "adapted_deadline_compliance_rate": adapted_rate,
+            "adapted_deadline_compliance_rate_by_class": adapted_rates,
             "fixed_deadline_compliance_rate": mean(dispatched["met_fixed_deadline"]),
+            "fixed_deadline_compliance_rate_by_class": {
+                name: mean(all_["met_fixed_deadline"]) for name, (all_, _) in by_class.items()
+            },
             "base_deadline_compliance_rate": mean(dispatched["met_base_deadline"]),
             "achievable_slo_rate": mean(self.achievable(dispatched, estimate=facts.cluster == "workers")),
             "achievable_slo_rate_is_estimate": facts.cluster == "workers",

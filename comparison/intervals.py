@@ -31,6 +31,16 @@ class Difference(NamedTuple):
     p_value: float
 
 
+class Tested(NamedTuple):
+    """A difference within a family of tests: as `Difference`, with the interval of its own test and Holm's adjusted p-value."""
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+    p_holm: float
+
+
 def t_interval(values: Values, level: float = LEVEL) -> Interval:
     """Student's t interval of the mean of independent `values`; equal values give a point."""
     sample = np.asarray(values, dtype=float)
@@ -66,6 +76,26 @@ def paired_difference(values: Values, reference: Values, level: float = LEVEL) -
     interval = t_interval(differences, level)
     statistic = interval.mean / (differences.std(ddof=1) / math.sqrt(count))
     return Difference(*interval, float(2 * stdtr(count - 1, -abs(statistic))))
+
+
+def holm_differences(family: Sequence[tuple[Values, Values]], level: float = LEVEL) -> list[Tested]:
+    """The paired differences of one family of tests, adjusted by Holm's procedure, with intervals that agree with their p-values.
+
+    Holm's procedure tests each difference at its own level, (1 − level) p / p_holm. The interval is that of this level, so that
+    it holds 0 exactly where p_holm is 1 − level or more. It is never narrower than one that stands alone.
+
+    Args:
+        family: values and what they are compared with, for each test.
+        level: confidence level; 1 − level bounds the chance of any false claim in the family.
+    """
+    alone = [paired_difference(values, reference, level) for values, reference in family]
+    p_holm = holm([difference.p_value for difference in alone])
+    rows = []
+    for (values, reference), difference, adjusted in zip(family, alone, p_holm, strict=True):
+        factor = adjusted / difference.p_value if difference.p_value > 0 else len(family)
+        own = paired_difference(values, reference, level if math.isnan(factor) else 1 - (1 - level) / factor)
+        rows.append(Tested(*own, adjusted))
+    return rows
 
 
 def holm(p_values: Values) -> list[float]:

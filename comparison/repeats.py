@@ -18,7 +18,7 @@ class Metric(NamedTuple):
 
 METRICS = {
     "fixed_deadline_compliance_rate": Metric(("fixed_deadline_compliance_rate",), "fixed deadlines met, %", 100),
-    "slo_compliance_rate": Metric(("slo_compliance_rate",), "adapted deadlines met, %", 100),
+    "adapted_deadline_compliance_rate": Metric(("adapted_deadline_compliance_rate",), "adapted deadlines met, %", 100),
     "response_mean_s": Metric(("response_time_s", "mean"), "response mean, ms", 1e3),
     "response_p50_s": Metric(("response_time_s", "p50"), "response p50, ms", 1e3),
     "response_p95_s": Metric(("response_time_s", "p95"), "response p95, ms", 1e3),

@@ -2,22 +2,26 @@
 
 A policy is a scheduler with a queue discipline. Runs of one load and seed have met the same scenario, so policies are compared
 by differences paired by seed. Intervals are Student's t over seeds at 95 %; p-values of a family are adjusted by Holm's
-procedure.
+procedure, and the interval of a difference is that of its test.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import pandas as pd
 
-from comparison.intervals import Difference, Interval, holm, paired_difference, t_interval
+from comparison.intervals import Interval, Tested, holm_differences, t_interval
 from comparison.load_limits import HIGHEST_LOAD, LOWEST_LOAD, SHARE_OF_ACHIEVABLE, LoadLimit
 from utils import HarnessError
 
 REFERENCE = "earliest_completion"
 COMPLIANCE = "fixed_deadline_compliance_rate"
 ENERGY = "above_idle_per_task_j"
+FAMILY = "all pairs of policies of one load, queue discipline and metric"
+"""Tests whose p-values are adjusted together, wherever policies are compared."""
 METRICS = (
     "base_deadline_compliance_rate",
     "response_p50_s",
@@ -26,10 +30,12 @@ METRICS = (
     "above_idle_per_on_time_task_j",
     "load_fairness",
     "rank_reversal_rate",
+    "adapted_deadline_compliance_rate",
 )
-"""Metrics of the comparison beside the `slo_` columns, which depend on the classes of the settings."""
+"""Metrics of the comparison beside those against the fixed deadline, which depend on the classes of the settings: the columns
+`fixed_` of cells.csv, and `slo_`, their names of before."""
 
-ABLATION_METRICS = ("slo_compliance_rate", ENERGY)
+ABLATION_METRICS = (COMPLIANCE, ENERGY)
 
 
 def with_ends(name: str) -> tuple[str, str, str]:
@@ -53,8 +59,8 @@ def reference_of(schedulers: Sequence[str]) -> str:
 def compared(cells: pd.DataFrame, reference: str) -> pd.DataFrame:
     """Means and intervals of every metric, and differences to the reference: comparison.csv.
 
-    Seeds without a value are left out and not counted; a metric without any has no row. Holm's family: the other policies of
-    one load, queue discipline and metric.
+    A metric without any value has no row; one that lacks a value in some seed has neither mean nor difference, since a mean over
+    the other seeds would be unfair. `seeds` counts the values.
 
     Args:
         cells: a row per run, with the columns of cells.csv.
@@ -64,10 +70,11 @@ def compared(cells: pd.DataFrame, reference: str) -> pd.DataFrame:
         HarnessError: two policies of one load and seed have met different scenarios.
     """
     _require_same_scenarios(cells)
-    slo = [column for column in cells.columns if column.startswith("slo_")]
+    slo, fixed = ([column for column in cells.columns if column.startswith(start)] for start in ("slo_", "fixed_"))
+    metrics = [metric for metric in (*slo, *METRICS, *fixed) if metric in cells]
     rows: list[dict[str, object]] = []
     for _, group in cells.groupby(["queue_discipline", "load"], sort=False):
-        table = [row for metric in (*slo, *METRICS) for row in _compared_by(group, metric, reference)]
+        table = [row for metric in metrics for row in _compared_by(group, metric, reference)]
         position = {scheduler: number for number, scheduler in enumerate(group["scheduler"].unique())}
         rows += sorted(table, key=lambda row: position[row["scheduler"]])
     return pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
@@ -76,25 +83,55 @@ def compared(cells: pd.DataFrame, reference: str) -> pd.DataFrame:
 def _compared_by(group: pd.DataFrame, metric: str, reference: str) -> list[dict[str, Any]]:
     """Rows of one load, queue discipline and metric."""
     by_seed = values_by_seed(group, metric)
+    differences = pair_differences(by_seed)
     rows = []
-    for scheduler in by_seed.columns:
-        values = by_seed[scheduler].dropna()
-        if values.empty:
+    for scheduler, values in by_seed.items():
+        if values.isna().all():
             continue
-        whole = len(values) == len(by_seed)  # a mean over those seeds alone in which a figure exists would be unfair
         row = {
             **dict.fromkeys(COMPARISON_COLUMNS, math.nan),
             "scheduler": scheduler,
             "queue_discipline": group["queue_discipline"].iloc[0],
             "load": group["load"].iloc[0],
             "metric": metric,
-            "seeds": len(values),
-            **(t_interval(values)._asdict() if whole else {}),
+            "seeds": int(values.notna().sum()),
+            **t_interval(values)._asdict(),
         }
-        if whole and scheduler != reference and reference in by_seed and by_seed[reference].notna().all():
-            row.update(_difference_fields(difference_by_seed(by_seed, scheduler, reference)))
+        if (scheduler, reference) in differences:
+            row.update(_difference_fields(differences[scheduler, reference]))
         rows.append(row)
-    return _with_holm(rows)
+    return rows
+
+
+def pair_differences(by_seed: pd.DataFrame) -> dict[tuple[Any, Any], Tested]:
+    """Differences of all pairs of policies, in both directions: the one family of tests of a load, queue discipline and metric.
+
+    Policies without a value in some seed are left out.
+
+    Args:
+        by_seed: values of one metric, from `values_by_seed`.
+
+    Returns:
+        by (policy, the policy it is compared with).
+    """
+    whole = by_seed.dropna(axis="columns")
+    pairs = list(combinations(whole.columns, 2))
+    differences: dict[tuple[Any, Any], Tested] = {}
+    for (one, other), found in zip(pairs, holm_differences([(whole[one], whole[other]) for one, other in pairs]), strict=True):
+        differences[one, other] = found
+        differences[other, one] = found._replace(mean=0 - found.mean, low=0 - found.high, high=0 - found.low)
+    return differences
+
+
+def by_fixed_deadline(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table with each metric once: `slo_` metrics are another name of `fixed_` ones, and all that old files have.
+
+    Args:
+        table: as comparison.csv or ablation.csv holds it.
+    """
+    names = {"slo_compliance_rate": COMPLIANCE}
+    named = table["metric"].map(lambda metric: names.get(metric, re.sub("^slo_", "fixed_", metric)))
+    return table.assign(metric=named).drop_duplicates([key for key in (*KEYS, "without", "metric") if key in table])
 
 
 def values_by_seed(group: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -103,14 +140,8 @@ def values_by_seed(group: pd.DataFrame, metric: str) -> pd.DataFrame:
     return wide[group["scheduler"].unique()].astype(float)
 
 
-def difference_by_seed(by_seed: pd.DataFrame, of: object, to: object) -> Difference:
-    """The difference of two columns over the seeds that have both."""
-    pairs = by_seed[[of, to]].dropna()
-    return paired_difference(pairs[of].to_numpy(), pairs[to].to_numpy())
-
-
-def _difference_fields(difference: Difference) -> dict[str, float]:
-    return dict(zip((*_DIFFERENCE, "p_value"), difference, strict=True))
+def _difference_fields(difference: Tested) -> dict[str, float]:
+    return dict(zip((*_DIFFERENCE, "p_value", "p_holm"), difference, strict=True))
 
 
 def _require_same_scenarios(cells: pd.DataFrame) -> None:
@@ -141,8 +172,8 @@ def pareto(cells: pd.DataFrame) -> pd.DataFrame:
     for load, of_load in cells.groupby("load", sort=False):
         points = []
         for (scheduler, queue), runs in of_load.groupby(["scheduler", "queue_discipline"], sort=False):
-            misses = t_interval(1 - runs[COMPLIANCE].astype(float).dropna())
-            energy = t_interval(runs[ENERGY].astype(float).dropna())
+            misses = t_interval(1 - runs[COMPLIANCE].astype(float))
+            energy = t_interval(runs[ENERGY].astype(float))
             points.append((misses.mean, energy.mean))
             rows.append(dict(zip(PARETO_COLUMNS, (scheduler, queue, load, *misses, *energy), strict=False)))
         for row, on_front in zip(rows[-len(points) :], pareto_front(points), strict=True):
@@ -171,27 +202,15 @@ def ablation(cells_full: pd.DataFrame, cells_without: pd.DataFrame) -> pd.DataFr
     full = dict(list(cells_full.groupby(list(KEYS), sort=False)))
     for key, of_policy in cells_without.groupby(list(KEYS), sort=False):
         for metric in ABLATION_METRICS:
-            family = [
-                {**dict(zip(KEYS, key, strict=True)), "without": criterion, **_ablated(runs, full[key], metric)}
-                for criterion, runs in of_policy.groupby("without", sort=False)
-            ]
-            rows += _with_holm(family)
+            by_seed = of_policy.pivot(index="seed", columns="without", values=metric).astype(float)
+            of_full = full[key].set_index("seed")[metric].astype(float).reindex(by_seed.index)
+            criteria = of_policy["without"].unique()
+            differences = holm_differences([(by_seed[criterion], of_full) for criterion in criteria])
+            for criterion, difference in zip(criteria, differences, strict=True):
+                found = {"metric": metric, "seeds": len(by_seed), "mean": t_interval(by_seed[criterion]).mean}
+                fields = {"without": criterion, **found, **_difference_fields(difference)}
+                rows.append({**dict(zip(KEYS, key, strict=True)), **fields})
     return pd.DataFrame(rows, columns=ABLATION_COLUMNS)
-
-
-def _ablated(runs: pd.DataFrame, full: pd.DataFrame, metric: str) -> dict[str, Any]:
-    """Fields of one metric of one policy without one criterion, over the seeds that have a value with and without it."""
-    by_seed = pd.DataFrame({"without": runs.set_index("seed")[metric], "full": full.set_index("seed")[metric]})
-    by_seed = by_seed.astype(float).dropna()
-    difference = difference_by_seed(by_seed, "without", "full")
-    mean = t_interval(by_seed["without"]).mean
-    return {"metric": metric, "seeds": len(by_seed), "mean": mean, **_difference_fields(difference)}
-
-
-def _with_holm(family: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of one family of tests, each with its adjusted p-value."""
-    adjusted = holm([row["p_value"] for row in family])
-    return [{**row, "p_holm": p_holm} for row, p_holm in zip(family, adjusted, strict=True)]
 
 
 def load_limits(

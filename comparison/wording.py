@@ -5,18 +5,18 @@ What cannot be told apart is said to be so; nothing is claimed from one seed.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
 from typing import Any
 
 import pandas as pd
 
-from comparison.intervals import LEVEL, Interval, holm, t_interval
+from comparison.intervals import LEVEL, Interval, Tested, t_interval
 from comparison.load_limits import LOAD_RESOLUTION, SHARE_OF_ACHIEVABLE
 from comparison.tables import (
     COMPLIANCE,
     ENERGY,
+    FAMILY,
     REFERENCE,
-    difference_by_seed,
+    pair_differences,
     pareto,
     policy_name,
     reference_of,
@@ -32,7 +32,8 @@ def verdict(cells: pd.DataFrame, gap_table: pd.DataFrame | None = None, limit_ta
     """What the comparison shows, in sentences, the first things to be read.
 
     Two policies of one load and queue discipline are told apart where Holm's adjusted p-value of their paired difference is
-    below 0.05; the family is all pairs, so that it does not matter that the best was picked by the same data.
+    below 0.05. The family is that of every table of the comparison; since it holds all pairs, it does not matter that the best
+    was picked by the same data.
 
     Args:
         cells: a row per run, with the columns of cells.csv.
@@ -70,11 +71,11 @@ def _in_short(cells: pd.DataFrame) -> list[str]:
     groups = cells.groupby(["load", "queue_discipline"], sort=False)
     for (load, queue), group in groups:
         where = f"load {load:g}" + (f", {queue}" if queues > 1 else "")
-        compliance = values_by_seed(group, COMPLIANCE).dropna(axis="columns", how="all")
+        compliance = values_by_seed(group, COMPLIANCE).dropna(axis="columns")
         if compliance.empty:
             continue
         most.setdefault(compliance.mean().idxmax(), []).append(where)
-        able = _able(_shares_of_achievable(group), energy := values_by_seed(group, ENERGY).dropna(axis="columns", how="all"))
+        able = _able(_shares_of_achievable(group), energy := values_by_seed(group, ENERGY).dropna(axis="columns"))
         least.setdefault(energy[able].mean().idxmin() if able else "no policy", []).append(where)
     if not most:
         return []
@@ -92,9 +93,9 @@ def _placed(places: Mapping[str, Sequence[str]], groups: int) -> str:
 
 
 def _shares_of_achievable(group: pd.DataFrame) -> dict[str, Interval]:
-    """Compliance as a share of the achievable one, by policy; those without any task are left out."""
+    """Compliance as a share of the achievable one, by policy; those that lack it in some seed are left out."""
     achieved = group.assign(achieved=group[COMPLIANCE].astype(float) / group["achievable_slo_rate"].astype(float))
-    shares = {name: t_interval(column.dropna()) for name, column in values_by_seed(achieved, "achieved").items()}
+    shares = {name: t_interval(column) for name, column in values_by_seed(achieved, "achieved").items()}
     return {name: share for name, share in shares.items() if not math.isnan(share.mean)}
 
 
@@ -105,11 +106,12 @@ def _able(shares: Mapping[str, Interval], energy_by_seed: pd.DataFrame) -> list[
 
 def _compliance_sentences(where: str, group: pd.DataFrame) -> list[str]:
     """Who meets the most fixed deadlines, and who cannot be told from it."""
-    by_seed = values_by_seed(group, COMPLIANCE).dropna(axis="columns", how="all")
+    by_seed = values_by_seed(group, COMPLIANCE).dropna(axis="columns")
     if by_seed.empty:
-        return [f"{where}: no task was dispatched in the window that is counted."]
+        of_some = " of some seed" if group[COMPLIANCE].notna().any() else ""
+        return [f"{where}: no task was dispatched in the window that is counted{of_some}."]
     best = by_seed.mean().idxmax()
-    share = _percent(t_interval(by_seed[best].dropna()))
+    share = _percent(t_interval(by_seed[best]))
     achievable = f"{pd.to_numeric(group['achievable_slo_rate']).mean() * 100:.1f} % are achievable"
     if len(by_seed.columns) == 1:
         return [f"{where}: {best} meets {share} of the fixed deadlines; {achievable}."]
@@ -120,7 +122,7 @@ def _compliance_sentences(where: str, group: pd.DataFrame) -> list[str]:
 def _energy_sentences(where: str, group: pd.DataFrame) -> list[str]:
     """Who needs the least energy of those that keep up with the load."""
     shares = _shares_of_achievable(group)
-    by_seed = values_by_seed(group, ENERGY).dropna(axis="columns", how="all")
+    by_seed = values_by_seed(group, ENERGY).dropna(axis="columns")
     if not shares or by_seed.empty:
         return []
     needed = f"{SHARE_OF_ACHIEVABLE * 100:.0f} % of the achievable compliance"
@@ -139,7 +141,7 @@ def _energy_sentences(where: str, group: pd.DataFrame) -> list[str]:
 
 def _least_energy(by_seed: pd.DataFrame, able: Sequence[str], needed: str) -> str:
     best = by_seed[able].mean().idxmin()
-    energy = _joules(t_interval(by_seed[best].dropna()))
+    energy = _joules(t_interval(by_seed[best]))
     if len(able) == 1:
         return f"only {best} reaches {needed}, with {energy} above idle per task."
     text = f"of the policies whose mean reaches {needed} ({_listed(able)}), {best} uses the least energy above idle per task, "
@@ -161,9 +163,9 @@ def _of_the_others(
     if len(by_seed) < 2:
         return ""
     others = [name for name in among if name != best]
-    apart = {name: _apart(by_seed, best, name) for name in others}
-    p_holm = _holm_of_all_pairs(by_seed)
-    behind = sorted((name for name in others if p_holm[frozenset((best, name))] < 1 - LEVEL), key=lambda name: apart[name].mean)
+    differences = pair_differences(by_seed)
+    apart = {name: _apart(differences[best, name]) for name in others}
+    behind = sorted((name for name in others if differences[best, name].p_holm < 1 - LEVEL), key=lambda name: apart[name].mean)
     alike = [name for name in others if name not in behind]
     singular, plural, comparative = words
     text = ""
@@ -178,18 +180,10 @@ def _of_the_others(
     return text
 
 
-def _apart(by_seed: pd.DataFrame, best: str, other: str) -> Interval:
-    """How far `other` is behind `best`: the difference of the better mean from the worse, positive where it is behind."""
-    difference = difference_by_seed(by_seed, best, other)
-    sign = 1 if by_seed[best].mean() >= by_seed[other].mean() else -1
+def _apart(difference: Tested) -> Interval:
+    """How far another policy is behind the best: its difference from the best, taken as positive."""
+    sign = 1 if difference.mean >= 0 else -1
     return Interval(sign * difference.mean, *sorted((sign * difference.low, sign * difference.high)))
-
-
-def _holm_of_all_pairs(by_seed: pd.DataFrame) -> dict[frozenset[str], float]:
-    """Holm's adjusted p-value of every pair of policies."""
-    pairs = list(combinations(by_seed.columns, 2))
-    adjusted = holm([difference_by_seed(by_seed, one, other).p_value for one, other in pairs])
-    return {frozenset(pair): p_holm for pair, p_holm in zip(pairs, adjusted, strict=True)}
 
 
 def _gap_sentences(where: str, group: pd.DataFrame, gap_table: pd.DataFrame) -> list[str]:
@@ -273,8 +267,9 @@ def notes(
     said.append("Deadlines are the fixed ones, the same for every policy, unless a column says otherwise.")
     if seeds > 1:
         said.append(
-            f"Intervals are Student's t at {LEVEL * 100:.0f} % over {seeds} seeds; differences are paired by seed; p-values are "
-            f"adjusted by Holm's procedure. The verdict tests all pairs of policies, comparison.csv those with {reference}."
+            f"Intervals are Student's t at {LEVEL * 100:.0f} % over {seeds} seeds; differences are paired by seed. One family of "
+            f"tests holds everywhere: {FAMILY}. Holm's procedure adjusts its p-values, and the interval of a difference is as "
+            f"wide as its test: it holds 0 exactly where p is {1 - LEVEL:.2g} or more."
         )
     if seeds == 1:
         said.append(f"One seed: no intervals and no tests. The field's practice is at least {FEWEST_SEEDS} seeds.")

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from comparison.tables import COMPLIANCE, by_fixed_deadline
 from reporting.style import (
     FAINT,
     INK,
@@ -45,14 +46,15 @@ def attainment(
         look: how each policy is drawn.
         capacity: dispatched load as a fraction of the cluster's capacity, by load.
     """
+    comparison = by_fixed_deadline(comparison)
     known = dict.fromkeys(comparison.loc[comparison["mean"].notna(), "metric"])
-    metrics = [metric for metric in dict.fromkeys(comparison["metric"]) if metric.startswith("slo_") and metric in known]
+    metrics = [metric for metric in dict.fromkeys(comparison["metric"]) if metric.startswith("fixed_") and metric in known]
     figure, panels = _grid(len(metrics), 2, 2.6, look, sharex=True)
     for panel, metric in zip(panels, metrics, strict=True):
         _lines_over_load(panel, comparison, metric, look)
-        if metric == "slo_compliance_rate" and len(achievable):
+        if metric == COMPLIANCE and len(achievable):
             panel.plot(achievable["load"], achievable["achievable_slo_rate"], **_BOUND)
-        panel.set_title("all classes" if metric == "slo_compliance_rate" else metric.removeprefix("slo_"))
+        panel.set_title("all classes" if metric == COMPLIANCE else metric.removeprefix("fixed_"))
         share_axis(panel)
         _load_axis(panel, comparison["load"], capacity)
     figure.supylabel("met the fixed deadline, %", fontsize="medium")
@@ -260,7 +262,7 @@ def ablation(effects: pd.DataFrame, look: Mapping[Policy, Look]) -> Figure:
     kinds = list(dict.fromkeys(effects["without"]))
     look = {policy: one for policy, one in look.items() if len(_of_policy(effects, policy))}
     metrics = {
-        "slo_compliance_rate": (100.0, "compliance, points"),
+        COMPLIANCE: (100.0, "compliance, points"),
         "above_idle_per_task_j": (1e3, "energy per task, mJ"),
     }
     figure, panels = subplots(1, 2, 0.42 * len(kinds) + 0.7 + 0.12 * len(look), 0.6, sharey=True)

@@ -10,7 +10,16 @@ from typing import Any
 import pandas as pd
 
 from comparison.gaps import FRONTIER_COLUMNS, GAP_COLUMNS
-from comparison.tables import ABLATION_COLUMNS, COMPARISON_COLUMNS, KEYS, LOAD_LIMIT_COLUMNS, PARETO_COLUMNS
+from comparison.tables import (
+    ABLATION_COLUMNS,
+    COMPARISON_COLUMNS,
+    COMPLIANCE,
+    FAMILY,
+    KEYS,
+    LOAD_LIMIT_COLUMNS,
+    PARETO_COLUMNS,
+    by_fixed_deadline,
+)
 from reporting import comparison_plots as plots
 from reporting.page import Page
 from reporting.reading import header_of, list_at, mapping_at, number_of, read_json, read_table, rows_at
@@ -47,7 +56,7 @@ def write_page(folder: Path, output: Path, png: bool) -> Path:
     _draw_figures(sweep, page)
     _add_tables(sweep, page)
     said = {name: list_at(about, name) for name in ("verdict", "notes")}
-    return page.write("comparison.html", about=about, policies=sweep.policies(), **said)
+    return page.write("comparison.html", about=about, policies=sweep.policies(), family=FAMILY, **said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +114,8 @@ def _read_comparison(folder: Path, about: Mapping[str, Any]) -> _Comparison:
     tables = {name: read_table(folder / f"{name}.csv", columns) for name, columns in _SWEEP_COLUMNS.items() if name != "cells"}
     tables["cells"] = read_table(folder / "cells.csv", (*_SWEEP_COLUMNS["cells"], *busy))
     tables = {name: table[table["load"].notna()] if "load" in table else table for name, table in tables.items()}  # cut short
+    for name in ("comparison", "ablation"):
+        tables[name] = by_fixed_deadline(tables[name])
     return _Comparison(about, tables, [name.removeprefix("utilisation_") for name in busy])
 
 
@@ -112,12 +123,13 @@ def _draw_figures(sweep: _Comparison, page: Page) -> None:
     table, cells, frontier = sweep["comparison"], sweep["cells"], sweep["frontier"].dropna()
     look = looks(sweep.policies())
     over_load = partial(plots.over_load, table, look=look, capacity=sweep.capacity)
-    achievable = cells.groupby("load")["achievable_slo_rate"].mean().dropna().reset_index()
+    achievable = cells.groupby("load")["achievable_slo_rate"].agg(lambda of_seeds: of_seeds.mean(skipna=False))
+    achievable = achievable.dropna().reset_index()
     bound = frontier if len(frontier) else None
     busy = sweep.utilisation()
     page.figure(
         "attainment",
-        sweep.without_metric("slo_compliance_rate"),
+        sweep.without_metric(COMPLIANCE),
         lambda: plots.attainment(table, achievable, look, sweep.capacity),
     )
     page.figure("pareto", sweep.without("pareto", "miss_rate"), lambda: plots.pareto(sweep["pareto"], bound, look))
@@ -151,8 +163,7 @@ def _draw_figures(sweep: _Comparison, page: Page) -> None:
 
 
 def _add_tables(sweep: _Comparison, page: Page) -> None:
-    fixed = {"metric": {"slo_compliance_rate": "fixed_deadline_compliance_rate"}}
-    table = sweep["comparison"].replace(fixed)
+    table = sweep["comparison"]
     many = table["queue_discipline"].nunique() > 1
     for (load, discipline), rows in table.groupby(["load", "queue_discipline"]):
         name = f"load_{load:g}_{discipline}" if many else f"load_{load:g}"
@@ -166,7 +177,7 @@ def _add_tables(sweep: _Comparison, page: Page) -> None:
         page.table(name, title, _one_discipline(sweep[name].sort_values("load", kind="stable")), "bounds")
     bounds = sweep["bounds"].groupby("load").mean().drop(columns="seed").reset_index()
     page.table("bounds", "Clairvoyant bounds, mean over the seeds", bounds, "bounds")
-    for metric, rows in sweep["ablation"].replace(fixed).groupby("metric", sort=False):
+    for metric, rows in sweep["ablation"].groupby("metric", sort=False):
         changes = rows.rename(columns={end: end.replace("difference", f"{metric}_difference") for end in rows.columns})
         changes = changes.rename(columns={"mean": metric, "p_holm": f"{metric}_p_holm"}).drop(columns="metric")
         page.table(f"ablation_{metric}", f"Without one criterion: {kind_of(metric)[0]}", _one_discipline(changes), "ablation")

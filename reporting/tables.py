@@ -51,6 +51,7 @@ _COLUMNS = {
     "error": ("error", "text"),
     "times": ("tasks", "count"),
     "slo_compliance_rate": ("SLO compliance", "percent"),
+    "adapted_deadline_compliance_rate": ("met adapted deadline", "percent"),
     "fixed_deadline_compliance_rate": ("met fixed deadline", "percent"),
     "base_deadline_compliance_rate": ("met base deadline", "percent"),
     "achievable_slo_rate": ("achievable", "percent"),
@@ -136,8 +137,8 @@ def kind_of(column: str) -> tuple[str, str]:
         return column.removeprefix("utilisation_"), "percent"
     if column in _COLUMNS:
         return _COLUMNS[column]
-    if column.startswith("slo_"):
-        return column.removeprefix("slo_"), "percent"
+    if column.startswith("fixed_"):
+        return column.removeprefix("fixed_"), "percent"
     return column.replace("_", " "), "number"
 
 

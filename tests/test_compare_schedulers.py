@@ -10,12 +10,14 @@ import shutil
 import signal
 import subprocess
 import sys
+from io import StringIO
 
 import pandas as pd
 import pytest
 import yaml
+from rich.console import Console
 
-from compare_schedulers import main, parse_options
+from compare_schedulers import main, parse_options, print_comparison
 from sweep import cells, record, store, workers
 from tests.helpers import default_profile, eventually
 from utils import PROJECT_ROOT
@@ -39,7 +41,8 @@ CELL_COLUMNS = (
     "base_deadline_compliance_rate,achievable_slo_rate,response_p50_s,response_p99_s,above_idle_per_task_j,"
     "above_idle_per_on_time_task_j,load_fairness,adapted_deadline_compliance_rate,delivered_rate,response_mean_s,response_p95_s,"
     "failed,unanswered,missed,rank_reversal_rate,untrimmed_slo_compliance_rate,untrimmed_above_idle_per_task_j,utilisation_coral1,"
-    "utilisation_coral2,utilisation_jetson1,utilisation_jetson2,utilisation_hailo1,utilisation_hailo2,scenario_sha256"
+    "utilisation_coral2,utilisation_jetson1,utilisation_jetson2,utilisation_hailo1,utilisation_hailo2,scenario_sha256,"
+    "fixed_hard,fixed_normal,fixed_soft,untrimmed_fixed_deadline_compliance_rate"
 )
 
 
@@ -443,6 +446,20 @@ def test_progress_on_no_terminal_is_a_line_now_and_then(compare, monkeypatch):
     status, out, _ = compare(*options)
     assert status == 0
     assert re.findall(r"(\d) of 4 cells, about \d+ s left", out) == ["2", "4"]
+
+
+def test_terminal_leaves_out_a_mean_where_comparison_csv_does():
+    few = pd.DataFrame(
+        {
+            **{"scheduler": ["a", "a", "b", "b"], "queue_discipline": "fifo", "load": 3.0, "seed": [1, 2, 1, 2]},
+            **{"fixed_deadline_compliance_rate": [0.9, 0.8, None, None], "achievable_slo_rate": [0.97, 0.97, None, None]},
+            **{"response_p99_s": [87.754, None, 0.2, 0.4], "above_idle_per_task_j": [0.05, 0.07, 0.1, 0.1]},
+        }
+    )
+    text = StringIO()
+    print_comparison(Console(file=text, width=100), {"verdict": [], "notes": []}, few, PROJECT_ROOT)
+    rows = [[field.strip() for field in line.strip("│").split("│")] for line in text.getvalue().splitlines() if line[0:1] == "│"]
+    assert rows == [["a", "85.00%", "97.00%", "–", "60.0"], ["b", "–", "–", "300", "100.0"]]
 
 
 # What the page about it says.

@@ -318,6 +318,9 @@ FURTHER_KEYS = {
     "utilisation_estimated",
     "warnings",
     "unanswered",
+    "adapted_deadline_compliance_rate",
+    "adapted_deadline_compliance_rate_by_class",
+    "fixed_deadline_compliance_rate_by_class",
 }
 
 
@@ -370,9 +373,11 @@ def test_fixed_and_base_deadline_are_judged_beside_the_adapted_one():
     deadlines = make_task()._replace(base_deadline_s=1.0, fixed_deadline_s=0.6, adapted_deadline_s=1.2)
     results = [answered(i, response_s)._replace(task=deadlines) for i, response_s in enumerate([0.5, 0.8, 1.1])]
     summary = summary_of(*[r._replace(outcome=Outcome.ON_TIME) for r in results], failed(3))
-    assert summary["slo_compliance_rate"] == pytest.approx(3 / 4)
+    assert summary["slo_compliance_rate"] == summary["adapted_deadline_compliance_rate"] == pytest.approx(3 / 4)
     assert summary["base_deadline_compliance_rate"] == pytest.approx(2 / 4)
     assert summary["fixed_deadline_compliance_rate"] == pytest.approx(1 / 4)
+    assert summary["adapted_deadline_compliance_rate_by_class"]["soft"] == pytest.approx(3 / 4)
+    assert summary["fixed_deadline_compliance_rate_by_class"] == {"hard": None, "normal": None, "soft": pytest.approx(1 / 4)}
 
 
 def test_delivered_is_whether_the_device_was_in_the_cell_when_its_answer_came():

@@ -18,6 +18,7 @@ def cell(scheduler="topsis", seed=42, load=1.0, queue="fifo", compliance=0.9, en
         "slo_compliance_rate": compliance,
         "slo_hard": 0.8,
         "fixed_deadline_compliance_rate": compliance,
+        "fixed_hard": 0.8,
         "base_deadline_compliance_rate": compliance,
         "achievable_slo_rate": 0.95,
         "response_p50_s": 0.05,
@@ -29,6 +30,7 @@ def cell(scheduler="topsis", seed=42, load=1.0, queue="fifo", compliance=0.9, en
         "unanswered": 0,
         "missed": round(1000 * (1 - compliance)),
         "rank_reversal_rate": None,
+        "adapted_deadline_compliance_rate": compliance,
         "scenario_sha256": f"{load:04.1f}{seed}" * 8,
     }
     return {**known, **figures}

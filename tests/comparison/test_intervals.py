@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from comparison.intervals import holm, paired_difference, t_interval
+from comparison.intervals import holm, holm_differences, paired_difference, t_interval
 
 NAN = math.nan
 SAMPLES = st.lists(st.floats(-1e3, 1e3, allow_subnormal=False), min_size=2, max_size=12)
@@ -112,3 +112,43 @@ def test_holm_never_lowers_a_p_value_nor_turns_two_around(p_values):
     assert all(p_value <= p_holm <= 1 for p_value, p_holm in zip(p_values, adjusted, strict=True))
     order = np.argsort(p_values)
     assert np.all(np.diff(np.array(adjusted)[order]) >= 0)
+
+
+FAMILIES = st.integers(2, 6).flatmap(
+    lambda seeds: st.lists(
+        st.tuples(st.floats(-3, 3), st.lists(st.floats(-1, 1, width=16), min_size=seeds, max_size=seeds)), min_size=1, max_size=12
+    )
+)
+
+
+@given(FAMILIES)
+def test_interval_of_a_test_holds_0_exactly_where_its_adjusted_p_is_not_below_the_level(family):
+    pairs = [(np.array(noise) + shift, np.zeros(len(noise))) for shift, noise in family]
+    found = holm_differences(pairs)
+    assert [each.p_holm for each in found] == holm([paired_difference(*pair).p_value for pair in pairs])
+    for each, pair in zip(found, pairs, strict=True):
+        alone = paired_difference(*pair)
+        assert (each.mean, each.p_value) == (alone.mean, alone.p_value)
+        assert each.low <= alone.low + 1e-9 and each.high >= alone.high - 1e-9  # never narrower than one that stands alone
+        if abs(each.p_holm - 0.05) > 1e-9:
+            assert (each.low <= 0 <= each.high) == (each.p_holm > 0.05)
+
+
+def test_family_of_three_tests_by_hand():
+    # Differences of mean 1 and standard deviation 1, 0.5, 0.1 over four seeds: t = 2, 4, 20 with 3 degrees of freedom;
+    # p 0.1393, 0.0280, 0.00027 (scipy.stats.t.sf); Holm's factors 1, 2, 3 give the levels 0.05, 0.025 and 0.05 / 3.
+    spread = np.array([-1.0, -1.0, 1.0, 1.0]) / np.sqrt(4 / 3)
+    family = [(1 + deviation * spread, np.zeros(4)) for deviation in (1.0, 0.5, 0.1)]
+    for each, deviation, level in zip(holm_differences(family), (1.0, 0.5, 0.1), (0.05, 0.025, 0.05 / 3), strict=True):
+        half = stats.t.ppf(1 - level / 2, 3) * deviation / 2
+        assert each[:3] == pytest.approx((1, 1 - half, 1 + half))
+        assert each.p_value == pytest.approx(2 * stats.t.sf(2 / deviation, 3))
+        assert each.p_holm == pytest.approx(each.p_value * 0.05 / level)
+
+
+def test_family_without_tests_and_tests_without_spread():
+    assert holm_differences([]) == []
+    same, apart = ([1.0, 2.0], [1.0, 2.0]), ([1.0, 2.0], [0.0, 1.0])
+    assert holm_differences([same, apart]) == [(0.0, 0.0, 0.0, 1.0, 1.0), (1.0, 1.0, 1.0, 0.0, 0.0)]
+    (single,) = holm_differences([([1.0], [0.5])])
+    assert single.mean == 0.5 and all(map(math.isnan, single[1:]))

@@ -13,7 +13,7 @@ def summary(compliance, p99_s=0.2, joules=10.0, valid=True, energy_valid=True):
         "valid": valid,
         "energy_valid": energy_valid,
         "fixed_deadline_compliance_rate": compliance,
-        "slo_compliance_rate": compliance,
+        "adapted_deadline_compliance_rate": compliance,
         "response_time_s": response,
         "energy_j": {"above_idle": joules, "above_idle_per_task": joules / 100, "above_idle_per_on_time_task": joules / 90},
         "load_fairness": 0.5,
@@ -34,7 +34,7 @@ def test_mean_interval_and_spread_over_the_runs():
 
 def test_runs_that_are_not_valid_do_not_count():
     runs = summary(0.9), summary(0.92), summary(0.1, valid=False), summary(0.94, joules=1e6, energy_valid=False)
-    assert row_of("slo_compliance_rate", *runs).counted == 3
+    assert row_of("adapted_deadline_compliance_rate", *runs).counted == 3
     energy = row_of("above_idle_j", *runs)
     assert (energy.counted, energy.greatest) == (2, 10.0)
 

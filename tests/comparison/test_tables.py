@@ -1,6 +1,7 @@
 """Tables of a comparison by hand: means and differences, the Pareto front, the ablation, highest loads."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comparison import tables
-from comparison.intervals import holm, paired_difference, t_interval
+from comparison.intervals import holm, holm_differences, paired_difference, t_interval
 from comparison.tables import pareto_front
 from utils import HarnessError
 
@@ -22,8 +23,9 @@ def test_means_intervals_and_paired_differences():
     topsis = row(table, scheduler="topsis", metric="slo_compliance_rate")
     assert (topsis["queue_discipline"], topsis["load"], topsis["seeds"]) == ("fifo", 1.0, 3)
     assert tuple(topsis[["mean", "low", "high"]]) == pytest.approx(t_interval([0.88, 0.91, 0.92]))
-    expected = paired_difference([0.88, 0.91, 0.92], [0.90, 0.92, 0.94])
-    assert tuple(topsis[["difference", "difference_low", "difference_high", "p_value"]]) == pytest.approx(expected)
+    earliest, topsis_, random = (np.array(THREE[name][0]) for name in ("earliest_completion", "topsis", "random"))
+    expected, *_ = holm_differences([(topsis_, earliest), (random, earliest), (topsis_, random)])
+    assert tuple(topsis[["difference", "difference_low", "difference_high", "p_value", "p_holm"]]) == pytest.approx(expected)
 
 
 def test_reference_has_no_difference_to_itself():
@@ -32,15 +34,19 @@ def test_reference_has_no_difference_to_itself():
     assert reference[["difference", "difference_low", "difference_high", "p_value", "p_holm"]].isna().all()
 
 
-def test_holms_family_is_the_other_policies_of_one_load_queue_and_metric():
+def test_holms_family_is_all_pairs_of_policies_of_one_load_queue_and_metric():
     both = pd.concat([cells(THREE), cells(THREE, queue="edf"), cells(THREE, load=2.0)])
     table = tables.compared(both, "earliest_completion")
     for load, queue in ((1.0, "fifo"), (1.0, "edf"), (2.0, "fifo")):
         of_family = table[(table["load"] == load) & (table["queue_discipline"] == queue)]
-        for metric in ("slo_compliance_rate", "above_idle_per_task_j"):
-            family = of_family[of_family["metric"] == metric]
-            assert family["p_value"].notna().sum() == 2
-            assert family["p_holm"].tolist() == pytest.approx(holm(family["p_value"].tolist()), nan_ok=True)
+        for metric, column in (("fixed_deadline_compliance_rate", 0), ("above_idle_per_task_j", 1)):
+            values = {name: figures[column] for name, figures in THREE.items()}
+            p_values = {(a, b): paired_difference(values[a], values[b]).p_value for a, b in combinations(values, 2)}
+            adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+            for name in ("topsis", "random"):
+                found = row(of_family, metric=metric, scheduler=name)
+                assert found["p_value"] == pytest.approx(p_values["earliest_completion", name])
+                assert found["p_holm"] == pytest.approx(adjusted["earliest_completion", name])
 
 
 def test_pairs_are_by_seed_whatever_the_order_of_the_rows():
@@ -78,7 +84,7 @@ def test_metric_without_any_value_has_no_row():
 
 
 def test_every_slo_class_of_the_settings_is_compared():
-    table = cells(THREE).rename(columns={"slo_hard": "slo_urgent"})
+    table = cells(THREE).rename(columns={"slo_hard": "slo_urgent", "fixed_hard": "fixed_urgent"})
     metrics = list(dict.fromkeys(tables.compared(table, "earliest_completion")["metric"]))
     assert metrics == [
         "slo_compliance_rate",
@@ -89,6 +95,9 @@ def test_every_slo_class_of_the_settings_is_compared():
         "above_idle_per_task_j",
         "above_idle_per_on_time_task_j",
         "load_fairness",
+        "adapted_deadline_compliance_rate",
+        "fixed_deadline_compliance_rate",
+        "fixed_urgent",
     ]
 
 
@@ -155,6 +164,14 @@ def test_pareto_is_of_means_per_load_over_all_queue_disciplines():
     assert tuple(first.iloc[6:9]) == pytest.approx(t_interval([0.05, 0.07]))
 
 
+def test_policy_that_lacks_a_figure_in_some_seed_has_no_point():
+    table = cells(THREE)
+    table.loc[(table["scheduler"] == "topsis") & (table["seed"] == 43), "fixed_deadline_compliance_rate"] = np.nan
+    points = tables.pareto(table).set_index("scheduler")
+    assert math.isnan(points.loc["topsis", "miss_rate"]) and not points.loc["topsis", "on_front"]
+    assert points.loc["random", "miss_rate"] == pytest.approx(0.4)
+
+
 def test_loads_have_fronts_of_their_own():
     table = tables.pareto(pd.concat([cells({"a": ([0.9] * 2, [0.05] * 2)}), cells({"a": ([0.8] * 2, [0.06] * 2)}, load=2.0)]))
     assert table["on_front"].tolist() == [True, True]
@@ -171,14 +188,14 @@ def test_ablation_is_without_minus_full_paired_by_seed():
     ]
     table = tables.ablation(full, pd.concat(without))
     assert tuple(table.columns) == tables.ABLATION_COLUMNS
-    slack = row(table, without="slack", metric="slo_compliance_rate")
+    slack = row(table, without="slack", metric="fixed_deadline_compliance_rate")
     assert (slack["scheduler"], slack["queue_discipline"], slack["load"], slack["seeds"]) == ("topsis", "fifo", 1.0, 3)
     assert slack["mean"] == pytest.approx(0.83)
-    expected = paired_difference([0.80, 0.84, 0.85], [0.88, 0.91, 0.92])
+    topsis = [0.88, 0.91, 0.92]
+    expected, power = holm_differences([([0.80, 0.84, 0.85], topsis), ([0.881, 0.909, 0.922], topsis)])
     assert tuple(slack[["difference", "difference_low", "difference_high"]]) == pytest.approx(expected[:3])
-    power = paired_difference([0.881, 0.909, 0.922], [0.88, 0.91, 0.92])
-    of_compliance = table[table["metric"] == "slo_compliance_rate"]
-    assert of_compliance["p_holm"].tolist() == pytest.approx(holm([expected.p_value, power.p_value]))
+    of_compliance = table[table["metric"] == "fixed_deadline_compliance_rate"]
+    assert of_compliance["p_holm"].tolist() == pytest.approx([expected.p_holm, power.p_holm])
 
 
 def test_without_ablation_the_table_is_empty():

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from comparison.gaps import gaps
-from comparison.tables import load_limits
+from comparison.tables import compared, load_limits
 from comparison.wording import notes, verdict
 
 from .figures import BELOW, BOUNDS, cells, limits
@@ -27,15 +27,15 @@ FOUR = {
 
 
 def test_verdict_of_a_clear_case():
-    # Intervals by scipy.stats.t.interval of the figures and of their paired differences.
+    # Intervals by scipy.stats.t.interval of the figures, and of their paired differences at the levels of Holm's procedure.
     sentences = verdict(cells(FOUR))
     assert sentences == [
         "Load 1: earliest_completion meets the most fixed deadlines, 94.5 % (94.3 to 94.7); 95.0 % are achievable. It cannot be "
         "told from minimum_energy (apart by 0.01 points, −0.02 to 0.04). The other 2 meet fewer, the nearest, topsis, by "
-        "0.50 points (0.48 to 0.52).",
+        "0.50 points (0.47 to 0.53).",
         "Load 1: of the policies whose mean reaches 98 % of the achievable compliance (earliest_completion, minimum_energy and "
         "topsis), minimum_energy uses the least energy above idle per task, 70.00 mJ (69.96 to 70.04). The other 2 use more, the "
-        "nearest, topsis, by 10.00 mJ (9.99 to 10.02).",
+        "nearest, topsis, by 10.00 mJ (9.98 to 10.02).",
         "Load 1: Pareto front of misses and energy above idle per task, by the means: earliest_completion (misses 5.5 %, 5.3 to "
         "5.7; 90.00 mJ, 89.98 to 90.02) and minimum_energy (misses 5.5 %, 5.3 to 5.7; 70.00 mJ, 69.96 to 70.04).",
     ]
@@ -151,6 +151,31 @@ def test_load_without_tasks_is_said():
     assert verdict(nothing) == ["Load 1: no task was dispatched in the window that is counted."]
 
 
+def test_load_without_tasks_in_some_seed_has_no_means_as_in_the_tables():
+    table = cells(FOUR)
+    table.loc[table["seed"] == 42, ["fixed_deadline_compliance_rate", "achievable_slo_rate", "above_idle_per_task_j"]] = None
+    assert verdict(table) == ["Load 1: no task was dispatched in the window that is counted of some seed."]
+    means = compared(table, "earliest_completion")
+    assert means[means["metric"] == "fixed_deadline_compliance_rate"]["mean"].isna().all()
+
+
+@pytest.mark.parametrize("seeds", [3, 4, 5])
+@pytest.mark.parametrize("draw", range(12))
+def test_verdict_and_tables_tell_the_same_policies_apart(seeds, draw):
+    rng = np.random.default_rng([seeds, draw])
+    noisy = {
+        name: (0.9 - 0.004 * place + rng.normal(0, 0.004, seeds), 0.08 + rng.normal(0, 0.01, seeds))
+        for place, name in enumerate("abcde")
+    }
+    table = cells(noisy)
+    sentence = verdict(table)[0]
+    best = sentence.split("Load 1: ")[1].split(" ")[0]
+    told = compared(table, best).query("metric == 'fixed_deadline_compliance_rate' and scheduler != @best")
+    for row in told.itertuples():
+        assert (f"{row.scheduler} (apart by" in sentence) == (row.p_holm >= 0.05)
+        assert (row.difference_low <= 0 <= row.difference_high) == (row.p_holm >= 0.05)
+
+
 def test_gap_of_the_policy_that_meets_most():
     table = cells({"a": ([0.96, 0.92], [0.084, 0.105]), "b": ([0.5, 0.5], [0.2, 0.2])})
     sentences = verdict(table, gaps(table, BOUNDS))
@@ -202,8 +227,9 @@ def test_notes_of_a_usual_sweep():
     assert noted() == [
         "Figures are of tasks that arrived from 60 s up to 590 s of 600 s: warm-up and cool-down are left out.",
         "Deadlines are the fixed ones, the same for every policy, unless a column says otherwise.",
-        "Intervals are Student's t at 95 % over 10 seeds; differences are paired by seed; p-values are adjusted by Holm's "
-        "procedure. The verdict tests all pairs of policies, comparison.csv those with earliest_completion.",
+        "Intervals are Student's t at 95 % over 10 seeds; differences are paired by seed. One family of tests holds everywhere: "
+        "all pairs of policies of one load, queue discipline and metric. Holm's procedure adjusts its p-values, and the interval "
+        "of a difference is as wide as its test: it holds 0 exactly where p is 0.05 or more.",
     ]
 
 

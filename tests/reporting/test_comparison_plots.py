@@ -13,7 +13,7 @@ from reporting.style import drawn, looks
 POLICIES = [("topsis", "fifo"), ("random", "fifo"), ("topsis", "edf"), ("random", "edf")]
 
 
-def comparison(loads=(0.5, 1.0), metric="slo_compliance_rate", seeds=10):
+def comparison(loads=(0.5, 1.0), metric="fixed_deadline_compliance_rate", seeds=10):
     rows = [
         {"scheduler": scheduler, "queue_discipline": discipline, "load": load, "metric": metric, "mean": 0.9 - load / 10}
         for scheduler, discipline in POLICIES
@@ -57,7 +57,7 @@ def test_attainment_draws_every_policy_with_its_interval_if_it_has_one(seeds):
 
 
 def test_policies_at_a_single_load_stand_side_by_side():
-    panel = over_load(comparison((1.0,)), {"slo_compliance_rate": ""}, 1, "share", looks(POLICIES), {}).axes[0]
+    panel = over_load(comparison((1.0,)), {"fixed_deadline_compliance_rate": ""}, 1, "share", looks(POLICIES), {}).axes[0]
     assert len({float(bar[0].get_xdata()[0]) for bar in panel.containers}) == len(POLICIES)
 
 

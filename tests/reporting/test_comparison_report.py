@@ -8,6 +8,7 @@ from html import unescape
 import pytest
 
 import report
+from comparison.tables import FAMILY
 
 from .folders import COMPARISON_FIGURES, JUNK, figures_in
 from .sweep_folder import OPTIONAL_TABLES, POLICIES, write_sweep
@@ -115,6 +116,30 @@ def test_policies_without_a_closeness_have_no_rank_reversals(tmp_path, quick):
     folder = write_sweep(tmp_path, ("random", "round_robin"), loads=(1.0,))
     text = report.write_comparison_report(folder, png=False).read_text()
     assert "comparison.csv is not there or holds no rank_reversal_rate" in text
+
+
+def test_old_comparison_that_calls_the_fixed_deadline_slo_has_the_same_page(tmp_path, quick):
+    new, old = (write_sweep(tmp_path / name, POLICIES[:3], loads=(1.0,)) for name in ("new", "old"))
+    for name in ("comparison", "ablation"):
+        text = (old / f"{name}.csv").read_text()
+        rows = text.splitlines(keepends=True)
+        if name == "comparison":
+            text = "".join(row for row in rows if ",fixed_" not in row)
+            assert ",slo_hard," in text
+        else:
+            text = text.replace("fixed_deadline_compliance_rate", "slo_compliance_rate")
+        (old / f"{name}.csv").write_text(text)
+    pages = [report.write_comparison_report(folder, png=False).read_text() for folder in (new, old)]
+    assert figures_in(pages[0]) == figures_in(pages[1])
+    for table in ("policies_load_1", "differences_load_1", "ablation_fixed_deadline_compliance_rate"):
+        given = [(folder / "tables" / f"{table}.csv").read_text() for folder in (new, old)]
+        assert given[0] == given[1] and "slo_" not in given[0]
+
+
+def test_family_of_tests_is_named_where_the_differences_stand(comparison_page):
+    text = unescape(comparison_page.read_text())
+    differences = text[text.index("<h2>Differences</h2>") : text.index("<h2>Highest loads</h2>")]
+    assert f"The family of tests, in the verdict and here: {FAMILY}." in differences
 
 
 def test_two_queue_disciplines_have_tables_of_their_own(tmp_path, quick):
