@@ -1,9 +1,9 @@
 """What no policy can beat: the cluster's capacity, and clairvoyant lower bounds on misses and energy for the tasks of a trace.
 
 The world that is bounded (design, "Service"): task j arrives at a_j, has the fixed deadline d_j, takes s_jn seconds on the
-accelerator of node n without interruption, one task at a time, and e_jn = (busy_w − idle_w)·s_jn joules above idle. Half of the
-request overhead o_n passes before the accelerator and half after. So j meets its deadline on n only if it runs there inside its
-window [r, D], with r = a_j + o_n/2 and D = a_j + d_j − o_n/2.
+accelerator of node n without interruption, one task at a time, and e_jn = (busy_w − idle_w)·s_jn + overhead_w·o_n joules above
+idle. Half of the request overhead o_n passes before the accelerator and half after. So j meets its deadline on n only if it runs
+there inside its window [r, D], with r = a_j + o_n/2 and D = a_j + d_j − o_n/2.
 
 Relaxed, that is, allowed here though no real schedule can do it: the future is known; connections and queue orders do not bind;
 tasks outside of those given take no accelerator time, and late answers take it only in step 5; tasks of different blocks do not
@@ -217,7 +217,7 @@ def clairvoyant_bound(
 def _time_prices_w(profile: PerformanceProfile, node_names: Sequence[str], model_name: Sequence[str], horizon_s: float) -> Floats:
     """Prices v of the nodes' time, watts, shape (nodes,), for which step 5 gives most at λ = 0 if services take their means.
 
-    The linear program: maximise Σ_m count_m·p_m − H·Σ_n v_n with p_m ≤ (busy_w − idle_w + v_n)·s_mn for all m and n. Zeros where
+    The linear program: maximise Σ_m count_m·p_m − H·Σ_n v_n with p_m ≤ e_mn + v_n·s_mn for all m and n. Zeros where
     the horizon is endless, or no schedule answers all tasks.
     """
     models, counts = np.unique(np.array(model_name, dtype=str), return_counts=True)
@@ -229,10 +229,11 @@ def _time_prices_w(profile: PerformanceProfile, node_names: Sequence[str], model
     of_model, of_node = np.array(served, dtype=np.int64).T
     service_s = np.array([services[n][models[m]] for m, n in served])
     above_idle_w = np.array([profile.nodes[node].busy_w - profile.nodes[node].idle_w for node in node_names])
+    overhead_j = np.array([profile.overhead_j(node) for node in node_names])
     solved = linprog(
         np.append(-counts.astype(float), np.full(len(node_names), horizon_s)),
         A_ub=np.hstack([np.eye(len(models))[of_model], -service_s[:, None] * np.eye(len(node_names))[of_node]]),
-        b_ub=above_idle_w[of_node] * service_s,
+        b_ub=above_idle_w[of_node] * service_s + overhead_j[of_node],
         method="highs",
     )
     return free_w if solved.x is None else np.maximum(0.0, solved.x[len(models) :])
@@ -246,7 +247,7 @@ def _price_unit_j(profile: PerformanceProfile, node_names: Sequence[str]) -> flo
     spreads = []
     for figures in profile.latency.values():
         energies = [
-            (profile.nodes[name].busy_w - profile.nodes[name].idle_w) * figures.mean_ms[name] / 1e3
+            (profile.nodes[name].busy_w - profile.nodes[name].idle_w) * figures.mean_ms[name] / 1e3 + profile.overhead_j(name)
             for name in node_names
             if name in figures.mean_ms
         ]
@@ -267,14 +268,15 @@ def _blocks(arrival_time_s: Floats) -> list[Integers]:
 class _Tasks:
     """Tasks × nodes, shape (n, nodes): where a task can be on time, its service time and window there, seconds.
 
-    `above_idle_w` is what the nodes draw above idle when busy, shape (nodes,), watts. Where a node does not serve a task's model,
-    the service time is infinite.
+    `overhead_j` is what the request overhead takes there, joules above idle; `above_idle_w` what the nodes draw above idle when
+    busy, shape (nodes,), watts. Where a node does not serve a task's model, the service time is infinite.
     """
 
     on_time: NDArray[np.bool_]
     service_s: Floats
     release_s: Floats
     due_s: Floats
+    overhead_j: Floats
     above_idle_w: Floats
 
     @classmethod
@@ -299,13 +301,14 @@ class _Tasks:
         release_s = np.add.outer(arrival_time_s, half_s)
         due_s = np.add.outer(arrival_time_s + fixed_deadline_s, -half_s) + _WINDOW_SLACK_S
         above_idle_w = np.array([profile.nodes[node].busy_w - profile.nodes[node].idle_w for node in node_names])
-        return cls(release_s + service_s <= due_s, service_s, release_s, due_s, above_idle_w)
+        overhead_j = np.broadcast_to([profile.overhead_j(node) for node in node_names], service_s.shape)
+        return cls(release_s + service_s <= due_s, service_s, release_s, due_s, overhead_j, above_idle_w)
 
     def least_j(self, time_w: Floats) -> Floats:
         """Each task's least energy on any node, whose time has a price; shape (n,), joules; 0 for a task that no node serves."""
         served = np.isfinite(self.service_s)
-        cost_j = np.where(served, (self.above_idle_w + time_w) * np.where(served, self.service_s, 0.0), np.inf)
-        least_j = cost_j.min(axis=1, initial=np.inf)
+        cost_j = (self.above_idle_w + time_w) * np.where(served, self.service_s, 0.0) + self.overhead_j
+        least_j = np.where(served, cost_j, np.inf).min(axis=1, initial=np.inf)
         return np.where(np.isinf(least_j), 0.0, least_j)
 
 
@@ -323,6 +326,7 @@ class _Block:
         self._task, self._node = np.nonzero(tasks.on_time[members])
         pairs = members[self._task], self._node
         self._service_s = tasks.service_s[pairs]
+        self._overhead_j = tasks.overhead_j[pairs]
         self._release_s = tasks.release_s[pairs]
         self._due_s = tasks.due_s[pairs]
         self._tasks, self._members = tasks, members
@@ -352,7 +356,7 @@ class _Block:
             time_w: prices of the nodes' time, shape (nodes,), watts.
             solved_prices: those that programs are solved for, in the units of `_PRICES`; the best result is taken at each λ.
         """
-        cost_j = (self._tasks.above_idle_w + time_w)[self._node] * self._service_s
+        cost_j = (self._tasks.above_idle_w + time_w)[self._node] * self._service_s + self._overhead_j
         least_j = self._tasks.least_j(time_w)[self._members]
         unit_j = prices_j[_PRICES.index(1.0)]
         values_j = np.full(len(prices_j), -np.inf)

@@ -107,7 +107,7 @@ class Cluster(ABC):
         self._stop = False
         self.nodes = [
             NodeState(
-                Node(name, figures.accelerator, figures.idle_w, figures.busy_w),
+                Node(name, figures.accelerator, figures.idle_w, figures.busy_w, overhead_j=profile.overhead_j(name)),
                 profile.service_time_s(name),
                 profile.overhead_s(name),
                 settings.requests.connections_per_node,

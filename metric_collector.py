@@ -377,7 +377,7 @@ class MetricCollector:
         figures = self._profile.nodes[node]
         for model in (model for model in self._settings.models if self._serves(node, model)):
             service_s = self._service_time_s(node, model, tasks.of_model(model)["service_noise"], estimate)
-            yield (figures.busy_w - figures.idle_w) * float(service_s.sum())
+            yield (figures.busy_w - figures.idle_w) * float(service_s.sum()) + self._profile.overhead_j(node) * len(service_s)
 
     def _not_drawn_j(self, facts: RunFacts, dispatched: TaskFigures) -> float:
         """What the tasks without an answer would have taken beyond what was drawn, joules above idle.

@@ -181,7 +181,7 @@ class NodeState:
         self.view = view
         self.name = view.name
         self.idle_w = view.idle_w
-        self._figures = view.name, view.accelerator, view.idle_w, view.busy_w
+        self._figures = view.name, view.accelerator, view.idle_w, view.busy_w, view.overhead_j
         self.up = False
         self.models: frozenset[str] = frozenset()
         self.offers: frozenset[str] = frozenset()
@@ -323,7 +323,7 @@ class NodeState:
         view = self.view
         busy, since_s = self._busy
         busy *= math.exp((since_s - now_s) / self._busy_window_s)
-        view.name, view.accelerator, view.idle_w, view.busy_w = self._figures
+        view.name, view.accelerator, view.idle_w, view.busy_w, view.overhead_j = self._figures
         view.models = self.models
         view.predicted_completion_s, view.completion_with_margin_s = self.predicted_completion_s(task, now_s, safety_margin)
         view.service_time_s = self._service_time_s[task.model_name]

@@ -28,7 +28,11 @@ Variation = Annotated[float, Field(ge=0, le=10, strict=True)]
 
 
 class NodeFigures(StrictModel):
-    """Power of one node, watts at its supply, and what one HTTP request costs beside the inference, milliseconds."""
+    """Power of one node, watts at its supply, and what one HTTP request costs beside the inference, milliseconds.
+
+    `overhead_w` is what each request draws above idle while it is received or answered, which is the request overhead, half of it
+    before the accelerator and half after: the host's own work.
+    """
 
     accelerator: str
     idle_w: Watts
@@ -36,6 +40,8 @@ class NodeFigures(StrictModel):
     power_provenance: Provenance
     request_overhead_ms: OverheadMs
     overhead_provenance: Provenance
+    overhead_w: Watts = 0.0
+    overhead_w_provenance: Provenance = "estimated"
 
     @model_validator(mode="after")
     def _busy_draws_no_less(self) -> Self:
@@ -113,9 +119,17 @@ class PerformanceProfile(StrictModel):
         """Request overhead of `node` in seconds: round trip minus accelerator time."""
         return self.nodes[node].request_overhead_ms / 1e3
 
+    def overhead_j(self, node: str) -> float:
+        """Mean energy above idle that the request overhead takes on `node`, joules."""
+        return self.nodes[node].overhead_w * self.overhead_s(node)
+
     def power_range_w(self, node: str, factor: float) -> tuple[float, float]:
-        """Least and most power that `node` can draw, watts: its idle power over `factor`, its busy power times `factor`."""
-        return self.nodes[node].idle_w / factor, self.nodes[node].busy_w * factor
+        """Least and most power that `node` can draw, watts: its idle power over `factor`, its busy power times `factor`.
+
+        The power of request overheads belongs to the busy one.
+        """
+        figures = self.nodes[node]
+        return figures.idle_w / factor, (figures.busy_w + figures.overhead_w) * factor
 
     def sigma(self, node: str) -> float:
         """Shape of the log-normal service time of `node`: σ² = ln(1 + cv²)."""
@@ -130,6 +144,7 @@ class PerformanceProfile(StrictModel):
             "idle_w": own.idle_w,
             "busy_w": own.busy_w,
             "request_overhead_ms": own.request_overhead_ms,
+            "overhead_w": own.overhead_w,
             "cv": self.cv[own.accelerator],
             "mean_ms": {model: figures.mean_ms[node] for model, figures in self.latency.items() if node in figures.mean_ms},
         }

@@ -26,6 +26,30 @@ _ANSWER, _SAMPLE = 0, 1
 """Of events at one instant, answers come before samples, and both before an arrival at that instant."""
 
 
+class _Intervals:
+    """Seconds spent in intervals, up to an instant that never goes back."""
+
+    def __init__(self) -> None:
+        self._recent: list[tuple[float, float]] = []
+        self._past_s = 0.0
+
+    def add(self, start_s: float, end_s: float) -> None:
+        """One more interval; it may lie ahead."""
+        self._recent.append((start_s, end_s))
+
+    def spent_s(self, until_s: float) -> float:
+        """Seconds of all intervals together before `until_s`."""
+        self._recent, recent = [], self._recent
+        spent_s = 0.0
+        for start_s, end_s in recent:
+            if end_s <= until_s:
+                self._past_s += end_s - start_s
+            else:
+                self._recent.append((start_s, end_s))
+                spent_s += max(0.0, until_s - start_s)
+        return self._past_s + spent_s
+
+
 class Accelerator:
     """One accelerator, first come first served, and the power of the node around it.
 
@@ -34,48 +58,49 @@ class Accelerator:
         idle_w: power of the node with an idle accelerator, watts.
         busy_w: power with a busy one, watts.
         servers: requests it can serve at once; 1 on every real node.
+        overhead_w: power above idle that each request draws while it is received or answered, watts.
     """
 
-    def __init__(self, service_time_s: ServiceTime, idle_w: float, busy_w: float, servers: int = 1) -> None:
+    def __init__(
+        self, service_time_s: ServiceTime, idle_w: float, busy_w: float, servers: int = 1, overhead_w: float = 0.0
+    ) -> None:
         self._service_time_s = service_time_s
         self._idle_w = idle_w
         self._above_idle_w = busy_w - idle_w
         self._free_s = [-math.inf] * servers
-        self._recent: list[tuple[float, float]] = []
-        self._past_busy_s = 0.0
-        self._busy_at_sample_s = 0.0
+        self._overhead_w = overhead_w
+        self._busy = _Intervals()
+        self._overhead = _Intervals()
+        self._spent_at_sample_s = 0.0, 0.0
 
     def serve(self, task: Task, noise: float, ready_s: float) -> tuple[float, float]:
         """Start and end of the service of a request that is ready at `ready_s`; requests come as they get ready."""
         start_s = max(ready_s, self._free_s[0])
         end_s = start_s + self._service_time_s(task, noise)
         heapq.heapreplace(self._free_s, end_s)
-        self._recent.append((start_s, end_s))
+        self._busy.add(start_s, end_s)
         return start_s, end_s
+
+    def transfer(self, start_s: float, end_s: float) -> None:
+        """A request is received, or answered, in this time."""
+        if self._overhead_w > 0:
+            self._overhead.add(start_s, end_s)
 
     def busy_s(self, until_s: float) -> float:
         """Server seconds spent serving up to an instant, which never goes back."""
-        self._recent, recent = [], self._recent
-        busy_s = 0.0
-        for start_s, end_s in recent:
-            if end_s <= until_s:
-                self._past_busy_s += end_s - start_s
-            else:
-                self._recent.append((start_s, end_s))
-                busy_s += max(0.0, until_s - start_s)
-        return self._past_busy_s + busy_s
+        return self._busy.spent_s(until_s)
 
     def energy_j(self, until_s: float) -> tuple[float, float]:
         """Total and above-idle energy from 0 to an instant, joules."""
-        above_idle_j = self._above_idle_w * self.busy_s(until_s)
+        above_idle_j = self._above_idle_w * self.busy_s(until_s) + self._overhead_w * self._overhead.spent_s(until_s)
         return self._idle_w * until_s + above_idle_j, above_idle_j
 
     def mean_power_w(self, until_s: float, over_s: float) -> float:
         """Mean power since the last call, which was `over_s` ago, watts."""
-        busy_s = self.busy_s(until_s)
-        fraction = (busy_s - self._busy_at_sample_s) / over_s
-        self._busy_at_sample_s = busy_s
-        return self._idle_w + self._above_idle_w * fraction
+        spent_s = self._busy.spent_s(until_s), self._overhead.spent_s(until_s)
+        busy, overhead = ((now_s - before_s) / over_s for now_s, before_s in zip(spent_s, self._spent_at_sample_s, strict=True))
+        self._spent_at_sample_s = spent_s
+        return self._idle_w + self._above_idle_w * busy + self._overhead_w * overhead
 
 
 class SimulatedCluster(Cluster):
@@ -113,6 +138,7 @@ class SimulatedCluster(Cluster):
                 profile.nodes[name].idle_w,
                 profile.nodes[name].busy_w,
                 servers,
+                profile.nodes[name].overhead_w,
             )
             for name in node_names
         }
@@ -183,7 +209,10 @@ class SimulatedCluster(Cluster):
         request.start_time_s = now_s
         half_s = self._half_overhead_s[node.name]
         ready_s = now_s + half_s
-        start_s, end_s = self._accelerators[node.name].serve(request.task, request.service_noise, ready_s)
+        accelerator = self._accelerators[node.name]
+        start_s, end_s = accelerator.serve(request.task, request.service_noise, ready_s)
+        accelerator.transfer(now_s, ready_s)
+        accelerator.transfer(end_s, end_s + half_s)
         heapq.heappush(
             self._events, (end_s + half_s, _ANSWER, next(self._sequence), node, request, start_s - ready_s, end_s - start_s)
         )

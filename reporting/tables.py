@@ -70,6 +70,7 @@ _COLUMNS = {
     "idle_j": ("at idle", "j"),
     "idle_w": ("idle", "w"),
     "busy_w": ("busy", "w"),
+    "overhead_w": ("during overhead, above idle", "w"),
     "power_provenance": ("power is", "text"),
     "request_overhead_s": ("request overhead", "ms"),
     "overhead_provenance": ("overhead is", "text"),

@@ -25,6 +25,7 @@ class Node:
         accelerator: coral, jetson, hailo or another kind of the performance profile.
         idle_w: profile power with an idle accelerator, watts.
         busy_w: profile power with a busy accelerator, watts.
+        overhead_j: profile energy above idle that receiving and answering a request takes here, joules.
         models: names of the models it serves.
         service_time_s: profile mean accelerator time of this task's model here, seconds.
         queue_depth: tasks waiting for it and in flight.
@@ -49,6 +50,7 @@ class Node:
     power_w: float | None = None
     power_age_s: float | None = None
     closeness: float | None = None
+    overhead_j: float = 0.0
 
     @property
     def current_power_w(self) -> float:
@@ -58,7 +60,7 @@ class Node:
     @property
     def energy_above_idle_j(self) -> float:
         """What serving this task here costs above an idle node by the profile, joules."""
-        return (self.busy_w - self.idle_w) * self.service_time_s
+        return (self.busy_w - self.idle_w) * self.service_time_s + self.overhead_j
 
     def predicted_to_meet(self, deadline_s: float) -> bool:
         """Whether the task is expected, margin included, to be answered from here within `deadline_s` of its arrival."""

@@ -63,6 +63,7 @@ def small_profile(
     cv: float = 0.0,
     idle_w: float = 2.0,
     busy_w: float = 5.0,
+    overhead_w: float = 0.0,
 ) -> PerformanceProfile:
     """A profile with `mean_ms[node][model]`; every node has its own kind of accelerator, named after it."""
     models = sorted({model for means in mean_ms.values() for model in means})
@@ -76,6 +77,7 @@ def small_profile(
                     "power_provenance": "estimated",
                     "request_overhead_ms": overhead_ms,
                     "overhead_provenance": "estimated",
+                    "overhead_w": overhead_w,
                 }
                 for name in mean_ms
             },
@@ -89,6 +91,11 @@ def small_profile(
             "cv": {f"kind of {name}": cv for name in mean_ms},
         }
     )
+
+
+def with_node_figures(profile: PerformanceProfile, **figures: float) -> PerformanceProfile:
+    """The profile with other figures for all of its nodes."""
+    return profile.model_copy(update={"nodes": {name: own.model_copy(update=figures) for name, own in profile.nodes.items()}})
 
 
 def make_task(

@@ -62,7 +62,8 @@ def schedules(arrival_s, deadline_s, models, noise, profile, horizon_s):
         time_s = [sum(service_s[j][n] for j, (at, _) in enumerate(chosen) if at == n) for n in range(len(nodes))]
         jobs = [[job(j, n) for j, (at, on_time) in enumerate(chosen) if at == n and on_time] for n in range(len(nodes))]
         if max(time_s) <= horizon_s and all(fits(of_node) for of_node in jobs):
-            outcomes.add((sum(not on_time for _, on_time in chosen), sum(np.multiply(watts, time_s))))
+            overheads_j = sum(profile.nodes[nodes[at]].overhead_w * 2 * half_s[at] for at, _ in chosen)
+            outcomes.add((sum(not on_time for _, on_time in chosen), sum(np.multiply(watts, time_s)) + overheads_j))
     return outcomes
 
 
@@ -75,7 +76,9 @@ def small_instance(seed):
     models = [str(model) for model in rng.choice(["small", "large"], n)]
     profile = small_profile(TWO_NODES, overhead_ms=float(rng.choice([0.0, 20.0])), cv=float(rng.choice([0.0, 0.1])))
     nodes = {**profile.nodes, "slow": profile.nodes["slow"].model_copy(update={"busy_w": 2.0 + float(rng.choice([0.5, 3.0]))})}
-    return arrival_s, deadline_s, models, rng.standard_normal(n), profile.model_copy(update={"nodes": nodes})
+    noise = rng.standard_normal(n)
+    nodes = {name: node.model_copy(update={"overhead_w": float(rng.choice([0.0, 4.0]))}) for name, node in nodes.items()}
+    return arrival_s, deadline_s, models, noise, profile.model_copy(update={"nodes": nodes})
 
 
 def require_below_optimum(seed, until_s=math.inf):

@@ -10,12 +10,23 @@ import pytest
 
 from deadline_adapter import DeadlineAdapter
 from main_pregenerated import main, run_experiment
+from metric_collector import MetricCollector
 from mobility.mobility_manager import MobilityManager
 from scheduler import SCHEDULERS, create_scheduler
 from simulated_cluster import Accelerator, SimulatedCluster
-from task import Outcome, PowerSample, TaskResult
+from task import DISPATCHED, Outcome, PowerSample, TaskResult
 from task_generator import generate_trace
-from tests.helpers import DEVICE, FirstOffered, VirtualCluster, default_profile, default_settings, make_task, rng, small_profile
+from tests.helpers import (
+    DEVICE,
+    FirstOffered,
+    VirtualCluster,
+    default_profile,
+    default_settings,
+    make_task,
+    rng,
+    small_profile,
+    with_node_figures,
+)
 from utils import random_stream
 
 SMALL = small_profile({"coral1": {"resnet50": 100.0}})
@@ -84,6 +95,42 @@ def test_stop_request_ends_any_stretch_of_virtual_time():
         cluster.place(make_task(), DEVICE, 0.0)
         assert not cluster.advance_to(1e12)  # a power sample each second
     assert cluster.now_s() < 2.0
+
+
+def test_host_draws_overhead_power_for_each_request_that_it_receives_or_answers():
+    settings = default_settings(power={"power_delay_s": 0.0})
+    profile = small_profile({"coral1": {"resnet50": 400.0}}, overhead_ms=200.0, idle_w=2.0, busy_w=5.0, overhead_w=1.5)
+    cluster = SimulatedCluster(profile, ["coral1"], settings, FirstOffered(settings, rng()), lambda result: None)
+    with cluster:
+        for task_id in range(2):  # received together until 0.1 s, served until 0.5 and 0.9 s, answered until 0.6 and 1.0 s
+            cluster.place(make_task(task_id, 0.0), DEVICE, 0.0)
+        drawn = {}
+        for at_s in (0.05, 0.1, 0.5, 0.55, 1.0, 2.0):
+            cluster.advance_to(at_s)
+            drawn[at_s] = cluster.energy()["coral1"].above_idle_j
+    assert drawn == pytest.approx({0.05: 0.15, 0.1: 0.3, 0.5: 1.5, 0.55: 1.725, 1.0: 3.0, 2.0: 3.0})
+    assert cluster._samples["coral1"].power_w == pytest.approx(2.0)
+    assert cluster.nodes[0].fill(make_task(), 2.0, 0.0).energy_above_idle_j == pytest.approx(1.5)  # the same for each task
+
+
+@pytest.mark.parametrize("scheduler", ["minimum_energy", "random"])
+def test_energy_drawn_with_overhead_power_is_that_which_the_tasks_take(scheduler):
+    settings, trace = world(scheduler, "fifo")
+    profile = with_node_figures(default_profile(), overhead_w=2.0)
+    collector = MetricCollector(settings, profile, list(profile.nodes), MobilityManager(settings.devices, settings.seed))
+    policy = create_scheduler(scheduler, settings, rng())
+    cluster = SimulatedCluster(profile, list(profile.nodes), settings, policy, collector.record)
+    with cluster:
+        run_experiment(trace, cluster, DeadlineAdapter(settings), collector.record)
+    tasks = collector.tasks().of(*DISPATCHED)
+    drawn_j = sum(energy.above_idle_j or 0.0 for energy in cluster.energy().values())
+    expected_j = 0.0
+    for name, figures in profile.nodes.items():
+        of_node = tasks.on_node(name)
+        expected_j += (figures.busy_w - figures.idle_w) * of_node["inference_time_s"].sum()
+        expected_j += 2.0 * figures.request_overhead_ms / 1e3 * len(of_node)
+    assert drawn_j == pytest.approx(expected_j)
+    assert collector.above_idle_j(tasks) == pytest.approx(expected_j)
 
 
 def test_accelerator_counts_only_the_busy_seconds_that_have_passed():

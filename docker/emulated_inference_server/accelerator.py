@@ -65,13 +65,14 @@ class EmulatedAccelerator(BaseAccelerator):
         self._node = node
         self._clock = clock
         self._sigma = math.sqrt(math.log1p(node.cv**2))
-        self._hold_s = node.request_overhead_ms / 2000
+        self._transfer_s = self._hold_s = node.request_overhead_ms / 2000
         self._changed = threading.Condition(threading.Lock())
         self._jobs: deque[_Job] = deque()
         self._closing = False
         started_s = clock()
         self._timeline = Timeline(started_s, node.queue_capacity)
-        self._meter = PowerMeter(node.idle_w, node.busy_w, started_s, second_s=started_s - time.time() % 1.0)
+        second_s = started_s - time.time() % 1.0
+        self._meter = PowerMeter(node.idle_w, node.busy_w, started_s, second_s, node.overhead_w)
         self._lateness = Histogram(
             "emulated_wake_lateness_seconds",
             "How late the thread woke for an answer.",
@@ -107,7 +108,7 @@ class EmulatedAccelerator(BaseAccelerator):
         with self._changed:
             if self._closing:
                 raise AcceleratorGone("the server is shutting down")
-            slot = self._timeline.reserve(received_s, service_s, self._hold_s)
+            slot = self._timeline.reserve(received_s, service_s, self._hold_s, self._transfer_s)
             job = _Job(slot, top1, _Answer(lambda: self._withdraw(job)))
             self._jobs.append(job)
             if len(self._jobs) == 1:

@@ -27,6 +27,7 @@ class NodeSlice:
         idle_w: power when idle, in watts.
         busy_w: power while an inference runs, in watts.
         request_overhead_ms: what a request takes besides queueing and inference, in milliseconds.
+        overhead_w: power above idle that each request draws in that time, in watts.
         cv: coefficient of variation of the service time.
         mean_ms: mean service time of each model that is served, in milliseconds.
         queue_capacity: how many requests may wait.
@@ -40,6 +41,7 @@ class NodeSlice:
     cv: float
     mean_ms: Mapping[str, float]
     queue_capacity: int = DEFAULT_QUEUE_CAPACITY
+    overhead_w: float = 0.0
 
     @classmethod
     def from_json(cls, text: str) -> "NodeSlice":
@@ -67,6 +69,7 @@ class NodeSlice:
             cv=_number(given, "cv", 0.0, LARGEST_CV),
             mean_ms=_means(given),
             queue_capacity=_capacity(given),
+            overhead_w=_number({"overhead_w": 0.0, **given}, "overhead_w", 0.0, LARGEST_W),
         )
 
 

@@ -1,4 +1,8 @@
-"""Energy and power of an emulated node: idle always, and the rest of the busy power while its accelerator is busy."""
+"""Energy and power of an emulated node.
+
+Idle power always, the rest of the busy power while its accelerator is busy, and `overhead_w` for each request that its host is
+receiving or answering.
+"""
 
 import math
 from collections.abc import Callable, Iterator
@@ -19,17 +23,22 @@ class PowerMeter:
         started_s: when the node started, on the clock of the timeline.
         second_s: an instant on that clock at which a second begins; with a common one, all meters of a cluster measure the same
             seconds. None: `started_s`.
+        overhead_w: power above idle that each request draws while it is received or answered, in watts.
     """
 
-    def __init__(self, idle_w: float, busy_w: float, started_s: float, second_s: float | None = None) -> None:
+    def __init__(
+        self, idle_w: float, busy_w: float, started_s: float, second_s: float | None = None, overhead_w: float = 0.0
+    ) -> None:
         self._idle_w = idle_w
         self._above_idle_w = busy_w - idle_w
+        self._overhead_w = overhead_w
         self._started_s = started_s
         self._second_s = started_s if second_s is None else second_s
 
     def energy_j(self, now_s: float, timeline: Timeline) -> float:
         """Joules from the start to `now_s`."""
-        return self._idle_w * (now_s - self._started_s) + self._above_idle_w * timeline.busy_s(now_s)
+        above_idle_j = self._above_idle_w * timeline.busy_s(now_s) + self._overhead_w * timeline.transfer_s(now_s)
+        return self._idle_w * (now_s - self._started_s) + above_idle_j
 
     def power_w(self, now_s: float, timeline: Timeline) -> float:
         """Mean watts over the last whole second before `now_s`.
@@ -43,7 +52,8 @@ class PowerMeter:
         if until_s <= since_s:
             return self._idle_w
         busy_fraction = (timeline.busy_s(until_s) - timeline.busy_s(since_s)) / (until_s - since_s)
-        return self._idle_w + self._above_idle_w * min(1.0, busy_fraction)
+        transfers = (timeline.transfer_s(until_s) - timeline.transfer_s(since_s)) / (until_s - since_s)
+        return self._idle_w + self._above_idle_w * min(1.0, busy_fraction) + self._overhead_w * transfers
 
 
 class PowerCollector(Collector):

@@ -21,6 +21,8 @@ class Slot:
         start_s: when its service begins.
         service_s: how long it takes, in seconds.
         hold_after_s: how long its answer travels, in seconds.
+        transfer_s: how long the host is at work on receiving it until `ready_s`, and again on answering from `end_s` on, in
+            seconds; it began before this node knew of the request.
     """
 
     ready_s: float
@@ -28,6 +30,7 @@ class Slot:
     start_s: float
     service_s: float
     hold_after_s: float
+    transfer_s: float
 
     @property
     def end_s(self) -> float:
@@ -55,14 +58,16 @@ class Timeline:
         self._free_s = start_s
         self._slots: deque[Slot] = deque()
         self._forgotten_busy_s = 0.0
+        self._forgotten_transfer_s = 0.0
 
-    def reserve(self, now_s: float, service_s: float, hold_s: float) -> Slot:
+    def reserve(self, now_s: float, service_s: float, hold_s: float, transfer_s: float = 0.0) -> Slot:
         """Give a request that is received now its place.
 
         Args:
             now_s: the instant of receipt.
             service_s: its service time, in seconds.
             hold_s: travel time, in seconds, before the queue and again after the service.
+            transfer_s: how long the host works on it, in seconds, before the queue and again after the service.
 
         Raises:
             QueueFull: when it reaches the queue, `capacity` requests will still be waiting there.
@@ -72,7 +77,7 @@ class Timeline:
         ahead = self._starting_after(ready_s)
         if ahead >= self._capacity:
             raise QueueFull(f"{ahead} requests are waiting already")
-        slot = Slot(ready_s, self._free_s, max(ready_s, self._free_s), service_s, hold_s)
+        slot = Slot(ready_s, self._free_s, max(ready_s, self._free_s), service_s, hold_s, transfer_s)
         self._slots.append(slot)
         self._free_s = slot.end_s
         return slot
@@ -89,6 +94,7 @@ class Timeline:
         while (last := self._slots.pop()) is not slot:
             behind.append(last)
         self._free_s = slot.free_before_s
+        self._forgotten_transfer_s += _overlap_s(slot.ready_s - slot.transfer_s, slot.ready_s, now_s)
         for follower in reversed(behind):
             follower.free_before_s = self._free_s
             follower.start_s = max(follower.ready_s, self._free_s, now_s)
@@ -113,6 +119,18 @@ class Timeline:
             total_s += min(slot.end_s, until_s) - slot.start_s
         return total_s
 
+    def transfer_s(self, until_s: float) -> float:
+        """Seconds that the host worked on receiving and answering requests up to an instant; two at once count twice.
+
+        Args:
+            until_s: as in `busy_s`.
+        """
+        return self._forgotten_transfer_s + sum(
+            _overlap_s(slot.ready_s - slot.transfer_s, slot.ready_s, until_s)
+            + _overlap_s(slot.end_s, slot.end_s + slot.transfer_s, until_s)
+            for slot in self._slots
+        )
+
     def _starting_after(self, instant_s: float) -> int:
         count = 0
         for slot in reversed(self._slots):
@@ -122,6 +140,12 @@ class Timeline:
         return count
 
     def _forget(self, before_s: float) -> None:
-        while self._slots and self._slots[0].end_s <= before_s:
+        while self._slots and self._slots[0].end_s + self._slots[0].transfer_s <= before_s:
             slot = self._slots.popleft()
             self._forgotten_busy_s += slot.end_s - slot.start_s
+            self._forgotten_transfer_s += 2 * slot.transfer_s
+
+
+def _overlap_s(start_s: float, end_s: float, until_s: float) -> float:
+    """Length of an interval as far as it lies before `until_s`."""
+    return max(0.0, min(end_s, until_s) - start_s)

@@ -115,3 +115,26 @@ def test_energy_is_idle_power_all_the_time_and_the_rest_while_busy():
     assert meter.energy_j(100.0, timeline) == 0.0
     assert meter.energy_j(101.25, timeline) == 4.0 * 1.25 + 2.0 * 1.0  # the rest of the service lies in the future
     assert meter.energy_j(110.0, timeline) == 4.0 * 10.0 + 2.0 * 1.5
+
+
+def test_host_draws_overhead_power_for_each_request_that_it_receives_or_answers():
+    meter, timeline = PowerMeter(4.0, 6.0, started_s=100.0, overhead_w=1.0), Timeline(100.0, 10)
+    timeline.reserve(100.25, 1.0, hold_s=0.25, transfer_s=0.25)  # received until 100.5, served until 101.5, answered until 101.75
+    timeline.reserve(100.25, 1.0, hold_s=0.25, transfer_s=0.25)  # received until 100.5, served until 102.5, answered until 102.75
+    assert meter.energy_j(100.5, timeline) == 4.0 * 0.5 + 2 * 0.25
+    assert meter.energy_j(101.5, timeline) == 4.0 * 1.5 + 2.0 * 1.0 + 2 * 0.25
+    assert meter.power_w(102.0, timeline) == 4.0 + 2.0 * 1.0 + 1.0 * 0.25
+    assert meter.energy_j(110.0, timeline) == 4.0 * 10.0 + 2.0 * 2.0 + 4 * 0.25
+
+
+@given(REQUESTS, st.sets(st.integers(0, 39)))
+def test_overhead_of_each_request_counts_once_and_never_falls(requests, withdrawn):
+    timeline, now_s, before_s, expected_s = Timeline(0.0, 1000), 0.0, 0.0, 0.0
+    for number, (pause_s, service_s, hold_s) in enumerate(requests):
+        now_s += pause_s
+        slot = timeline.reserve(now_s, service_s, hold_s, transfer_s=hold_s)
+        assert timeline.transfer_s(now_s) >= before_s - 1e-9
+        before_s = timeline.transfer_s(now_s)
+        gone = number in withdrawn and timeline.withdraw(slot, now_s + hold_s / 2)
+        expected_s += hold_s / 2 if gone else 2 * hold_s
+    assert timeline.transfer_s(1e9) == pytest.approx(expected_s)
