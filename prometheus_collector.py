@@ -71,7 +71,7 @@ _CLOCK_DRIFT = 1e-3
 """By this share of the time that passed a clock may be slewed without a step."""
 _FIRST_POLL_S = 5.0
 _FRESH_POLL_S = 1.0
-_AFTER_STOP_S = 1.0
+_AFTER_STOP_S = 0.5
 """How long anybody waits for a poll once the run was asked to stop."""
 _LOOK_EVERY_S = 0.1
 _SOME_POWER_W = 1e-3
@@ -592,14 +592,15 @@ class PrometheusCollector:
 
     def busy_s(self, start_s: float, end_s: float) -> dict[str, float]:
         """Seconds that accelerators were busy between two instants of the monotonic clock, for nodes whose servers say so."""
-        if "power" in self._failing:
-            return {}  # what does not answer a poll is not asked once more
-        with self._reading:
-            try:
-                return self._read_busy(start_s, end_s)
-            except Exception as error:  # as in `poll`
-                self._failed("busy time", error)
-                return {}
+        if not self._reading.acquire(timeout=_AFTER_STOP_S if self._stopping() else _FIRST_POLL_S):
+            return {}  # a poll hangs
+        try:
+            return {} if "power" in self._failing else self._read_busy(start_s, end_s)
+        except Exception as error:  # as in `poll`
+            self._failed("busy time", error)
+            return {}
+        finally:
+            self._reading.release()
 
     def host_metrics(self, start_s: float, end_s: float) -> HostFigures:
         """Mean of each host figure between two instants of the monotonic clock, by node."""
