@@ -29,6 +29,8 @@ _WRAPS_J = (2.0**16, 2.0**31, 2.0**32, 2.0**31 * 1e-3, 2.0**32 * 1e-3, 2.0**31 *
 _SHORTEST_MEAN_S = 5.0
 """Over a shorter time one late sample may double a counter's mean power, or halve it."""
 _DISAGREEMENT = 0.2
+_FEW = 5
+"""Power samples that may well be equal."""
 
 
 class PowerRange(NamedTuple):
@@ -228,10 +230,22 @@ class PowerHistory:
                 found[node] = f"{steps[0]}: samples around that cannot be placed"
         return found
 
-    def doubts(self, start_s: float, end_s: float) -> list[str]:
-        """A sentence for each node whose counter and power samples make two energies of a window."""
-        said = {node: disagreement(possible, start_s, end_s, self.interval_s) for node, (possible, _) in self._split.items()}
-        return [f"{node}: {what}: one of the two is wrong" for node, what in said.items() if what]
+    def doubts(self, start_s: float, end_s: float, are_real: bool) -> list[str]:
+        """What a reader of the energy of a window should know, a sentence each.
+
+        Args:
+            start_s: start of the window, seconds.
+            end_s: its end, seconds.
+            are_real: whether the meters are: those of emulated nodes show the same power as long as no task comes.
+        """
+        said = []
+        for node, (possible, _) in self._split.items():
+            if what := disagreement(possible, start_s, end_s, self.interval_s):
+                said.append(f"{node}: {what}: one of the two is wrong")
+            shown_w = [s.power_w for s in possible if s.power_w is not None and start_s <= s.time_s <= end_s]
+            if are_real and len(shown_w) >= _FEW and len(set(shown_w)) == 1:
+                said.append(f"{node}: its power is {shown_w[0]:g} W in all {len(shown_w)} samples: its meter may have frozen")
+        return said
 
     @cached_property
     def _split(self) -> dict[str, tuple[list[PowerSample], Impossible]]:

@@ -286,7 +286,7 @@ class WallClock:
             "window_s": window_s,
             "energy": power.energy(start_s, end_s, idle_w),
             "impossible_energy": power.impossible(start_s, end_s, idle_w),
-            "warnings": power.doubts(start_s, end_s),
+            "warnings": power.doubts(start_s, end_s, are_real=self.nodes is None),
             "idle_w": idle_w,
             "counted_busy_s": self.power.busy_s(end_s - window_s, end_s),
             "down_periods": down_periods,

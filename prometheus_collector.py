@@ -155,7 +155,7 @@ class PrometheusSource:
         metrics: names of metrics and nodes there.
 
     Raises:
-        UsageError: `metrics` names a node that there is not.
+        UsageError: `metrics` names a node that there is not, or one as another.
     """
 
     def __init__(
@@ -180,7 +180,10 @@ class PrometheusSource:
             for metric, names in zip(_METRICS, (metrics.power_w, metrics.energy_j, metrics.measured_s), strict=True)
             for name in names
         }
-        self._node_of = {metrics.nodes.get(node, node): node for node in self._nodes}
+        self._node_of = {metrics.nodes.get(node, node): node for node in sorted(self._nodes)}
+        for node in self._nodes:
+            if (other := self._node_of[metrics.nodes.get(node, node)]) != node:
+                raise UsageError(f"power.metrics.nodes: {metrics.nodes.get(node, node)} stands for both {node} and {other}")
         session = Session()
         session.trust_env = False  # no proxy leads to an address of the cluster
         session.hooks["response"].append(self._check_clock)

@@ -265,7 +265,8 @@ def energy_invalid_reasons(energy: Mapping[str, NodeEnergy], impossible: Mapping
             reasons.append(f"{name} has no power data")
         elif node.uncovered > UNCOVERED_LIMIT:
             reasons.append(
-                f"{name}: {node.uncovered:.0%} of the window was not measured, or is further than two polls from a power sample"
+                f"{name}: {node.uncovered:.0%} of the window was not measured, or is further than two polls from a power sample; "
+                "where power is scraped less often than every power.poll_interval_s, raise that"
             )
     return reasons
 

@@ -469,13 +469,23 @@ def test_a_clock_that_was_set_counts_against_every_node_of_the_window():
 
 def test_counter_and_power_samples_that_make_two_energies_are_said():
     def doubts(watts, joules_at):
-        return history([PowerSample(float(t), watts, joules_at(t)) for t in range(61)], PowerRange(0, 99)).doubts(0.0, 60.0)
+        samples = [PowerSample(float(t), watts, joules_at(t)) for t in range(61)]
+        return history(samples, PowerRange(0, 99)).doubts(0.0, 60.0, are_real=False)
 
     assert doubts(5.0, lambda t: 5.5 * t) == doubts(5.0, lambda t: 36.0 * (5.0 * t // 36.0)) == []
     assert doubts(5.0, lambda t: 7.0 * t) == [
         "coral1: its joule counter makes 420 J, its power samples 300 J: one of the two is wrong"
     ]
     assert doubts(5.0, lambda t: 7.0) == ["coral1: its joule counter makes 0 J, its power samples 300 J: one of the two is wrong"]
+
+
+def test_a_real_meter_that_never_changes_is_said():
+    frozen, alive = ([PowerSample(float(t), 5.0 + at * (t % 2)) for t in range(61)] for at in (0.0, 0.01))
+    assert history(frozen).doubts(0.0, 60.0, are_real=True) == [
+        "coral1: its power is 5 W in all 61 samples: its meter may have frozen"
+    ]
+    assert history(frozen).doubts(0.0, 60.0, are_real=False) == history(frozen).doubts(0.0, 3.0, are_real=True) == []
+    assert history(alive).doubts(0.0, 60.0, are_real=True) == []
 
 
 @given(

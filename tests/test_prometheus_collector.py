@@ -549,6 +549,14 @@ def test_node_of_the_metrics_that_there_is_not_is_refused():
         PrometheusSource("http://127.0.0.1:1", ["coral2", "jetson1"], 15.0, metrics=PREDECESSOR)
 
 
+def test_name_that_stands_for_two_nodes_is_refused():
+    swapped = PREDECESSOR.model_copy(update={"nodes": {"coral1": "jetson1", "jetson1": "coral1"}})
+    PrometheusSource("http://127.0.0.1:1", ["coral1", "jetson1"], 15.0, metrics=swapped)
+    twice = PREDECESSOR.model_copy(update={"nodes": {"coral1": "jetson1"}})
+    with pytest.raises(UsageError, match=r"power\.metrics\.nodes: jetson1 stands for both coral1 and jetson1"):
+        PrometheusSource("http://127.0.0.1:1", ["coral1", "jetson1"], 15.0, metrics=twice)
+
+
 @pytest.mark.parametrize(
     "trouble",
     [

@@ -196,6 +196,28 @@ def test_wrong_value_names_line_key_and_what_was_found(tmp_path, text, line, key
             "topsis:\n  weights: {slack: 0, performance: 0, power: 0, load: 0}\n",
             ":2: topsis.weights: at least one weight must be above 0",
         ),
+        (
+            "power: {poll_interval_s: 10}\n",
+            ":1: power: max_age_s 5 is below poll_interval_s 10: no sample would be young enough to be used; "
+            "raise max_age_s or lower poll_interval_s",
+        ),
+        (
+            "power:\n  max_age_s: 0.4\n  poll_interval_s: 0.1\n",
+            ":1: power: max_age_s 0.4 is below power_delay_s 0.5: no sample would be young enough to be used; "
+            "raise max_age_s or lower power_delay_s",
+        ),
+        (
+            "power: {metrics: {power_w: [], energy_j: []}}\n",
+            ":1: power.metrics: power_w and energy_j are both empty: at least one metric is needed",
+        ),
+        (
+            "power: {metrics: {power_w: [node_watts, node_energy_joules_total]}}\n",
+            ":1: power.metrics: node_energy_joules_total stands twice; a metric has one meaning",
+        ),
+        (
+            'power: {metrics: {nodes: {coral1: "10.0.0.7:8000", coral2: "10.0.0.7:8000"}}}\n',
+            ":1: power.metrics: nodes: 10.0.0.7:8000 stands for two nodes",
+        ),
     ],
 )
 def test_values_that_contradict_each_other_are_refused(tmp_path, text, expected):
@@ -208,6 +230,13 @@ def test_values_that_contradict_each_other_are_refused(tmp_path, text, expected)
 )
 def test_contradiction_between_top_level_keys_names_the_key(tmp_path, text, named):
     assert named in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "metrics", ["power_w: [node-watts]", 'energy_j: ["x\\n"]', "label: 1a", "nodes: {coral1: 7}", "label: 'a\"'"]
+)
+def test_names_that_prometheus_cannot_have_are_refused(tmp_path, metrics):
+    assert ":1: power.metrics." in refusal(tmp_path, f"power: {{metrics: {{{metrics}}}}}\n")
 
 
 def test_new_device_type_must_be_complete(tmp_path):
