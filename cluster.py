@@ -283,7 +283,9 @@ class Cluster(ABC):
         request.error = f"scheduler {how}"
         self.stop(HarnessError(f"scheduler {self._settings.scheduler} {how} (task {request.task.task_id})"))
 
-    def _answered(self, state: NodeState, request: Request, now_s: float, queue_time_s: float, inference_time_s: float) -> None:
+    def _answered(
+        self, state: NodeState, request: Request, now_s: float, queue_time_s: float | None, inference_time_s: float
+    ) -> None:
         """An answer came at `now_s`. Hold the lock."""
         state.answered(request, now_s, inference_time_s)
         outcome = verdict(request.task, now_s - request.task.arrival_time_s)

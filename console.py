@@ -17,6 +17,7 @@ from prometheus_collector import PrometheusCollector
 from settings import Settings
 from slo_monitor import SloMonitor
 from task import Outcome
+from utils import supervised_thread
 
 _REFRESH_S = 0.5
 _PLAIN_REFRESH_S = 10.0
@@ -34,7 +35,7 @@ class Progress:
         self._power = power
         self._settings = settings
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+        self._thread = supervised_thread("progress", self._run, cluster.stop)
 
     def __enter__(self) -> "Progress":
         self._thread.start()

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Self
 
 from urllib3.exceptions import HTTPError
@@ -19,15 +20,19 @@ from urllib3.util import Url, parse_url
 
 from cluster import Cluster
 from node_client import (
+    NO_MODELS,
+    NO_QUEUE_TIME,
     Answer,
     Health,
     ModelAbsent,
     NodeClient,
+    NodeError,
     NodeFault,
     NodeFull,
     NodeTimeout,
     NodeUnreachable,
     RequestRefused,
+    wrong_answer,
     wrong_node,
 )
 from node_health import NodeHealth
@@ -37,7 +42,7 @@ from run_figures import LOST_LIMIT, outages
 from scheduler import BaseScheduler
 from settings import Settings
 from task import Decision, PowerSample, TaskResult
-from utils import HarnessError, UsageError
+from utils import HarnessError, UsageError, supervised_thread
 
 WORKERS = {
     "coral1": "http://<coral1_pod_ip>:8080/infer",
@@ -54,6 +59,9 @@ _EARLY_S = 0.3e-3
 _SWITCH_INTERVAL_S = 1e-4
 _LONGEST_SLEEP_S = 0.1
 _DRAIN_CHECK_S = 2e-3
+_START_PATIENCE_S = 5.0
+"""How long a first `/health` may take beyond its deadline: the look-up of a host name has none."""
+_OTHER_MODEL_NAMES = "answers name models that the profile does not know: taken as other names of those asked for"
 
 
 def placeholders(workers: Mapping[str, str]) -> list[str]:
@@ -94,8 +102,9 @@ def require_profiled(workers: Iterable[str], profile: PerformanceProfile) -> Non
 
 def _require_plausible(answer: Answer, round_trip_s: float) -> None:
     """Refuse durations that do not fit into the round trip, beyond what two clocks may differ by."""
-    if answer.queue_time_s + answer.inference_time_s > 1.05 * round_trip_s + 5e-3:
-        raise NodeFault(f"claims {answer.queue_time_s + answer.inference_time_s:.6g} s of a round trip of {round_trip_s:.6g} s")
+    claimed_s = (answer.queue_time_s or 0.0) + answer.inference_time_s
+    if claimed_s > 1.05 * round_trip_s + 5e-3:
+        raise NodeFault(f"claims {claimed_s:.6g} s of a round trip of {round_trip_s:.6g} s")
 
 
 @contextmanager
@@ -164,7 +173,10 @@ class HttpCluster(WallClockCluster):
         self.unreachable_at_start: dict[str, str] = {}
         self._lock = lock
         self._work = {name: threading.Condition(lock) for name in workers}
-        self._binary = dict.fromkeys(workers, False)
+        self._said = {name: Health(None, binary=False) for name in workers}
+        self._not_served: dict[str, set[str]] = {name: set() for name in workers}
+        self._ever_served: dict[str, set[str]] = {name: set() for name in workers}
+        self._remarks: dict[str, list[str]] = {}
         self._health = {name: NodeHealth(settings.requests.health_interval_s) for name in workers}
         self._changed = {name: threading.Event() for name in workers}
         self._load_end_s: float | None = None
@@ -174,7 +186,8 @@ class HttpCluster(WallClockCluster):
         self._served_by: dict[str, set[str]] = {}
         self._ever_withheld: dict[tuple[str, str], str] = {}
         self._closing = threading.Event()
-        self._first_checks = threading.Semaphore(0)
+        self._unchecked = set(workers)
+        self._all_checked = threading.Event()
         self._threads: list[threading.Thread] = []
         self._clients: list[NodeClient] = []
         for node in self.nodes:
@@ -182,19 +195,12 @@ class HttpCluster(WallClockCluster):
             self._add_thread(f"{node.name}-health", self._watch, node, NodeClient(url, settings.requests))
             for connection in range(settings.requests.connections_per_node):
                 self._add_thread(f"{node.name}-{connection}", self._serve, node, NodeClient(url, settings.requests))
-        self._threads.append(threading.Thread(target=self._end_expired, name="request-timeouts", daemon=True))
 
     def _add_thread(
         self, name: str, target: Callable[[NodeState, NodeClient], None], node: NodeState, client: NodeClient
     ) -> None:
-        self._threads.append(threading.Thread(target=target, args=(node, client), name=name, daemon=True))
+        self._threads.append(supervised_thread(name, partial(target, node, client), self.stop))
         self._clients.append(client)
-
-    def _end_expired(self) -> None:
-        """Life of the thread that ends requests which outlast their timeout."""
-        while not self._closing.wait(_LONGEST_SLEEP_S):
-            for client in self._clients:
-                client.abort(time.monotonic())
 
     def __enter__(self) -> Self:
         """Start the threads and wait until every node's `/health` has been asked once, or the run is to stop.
@@ -204,10 +210,13 @@ class HttpCluster(WallClockCluster):
         """
         for thread in self._threads:
             thread.start()
-        for _ in self.nodes:
-            while not self._first_checks.acquire(timeout=_LONGEST_SLEEP_S):
-                if self.stopping:
-                    return self
+        patience_s = self._settings.requests.connect_timeout_s + _START_PATIENCE_S
+        give_up_s = time.monotonic() + patience_s
+        while not self._all_checked.wait(_LONGEST_SLEEP_S) and time.monotonic() < give_up_s:
+            if self.stopping:
+                return self
+        with self._lock:
+            self.unreachable_at_start |= dict.fromkeys(self._unchecked, f"/health was not answered within {patience_s:g} s")
         if not any(node.up for node in self.nodes):
             self.__exit__()
             raise HarnessError("no node is up: " + "; ".join(f"{name}: {why}" for name, why in self.unreachable_at_start.items()))
@@ -265,7 +274,16 @@ class HttpCluster(WallClockCluster):
             sent = self._answers[name] + reasons.total()
             if name not in out and reasons.total() > LOST_LIMIT * sent:
                 lines.append(f"{name} served {self._answers[name]} of the {sent} requests sent to it; {_most_common(reasons)}")
+        with self._lock:
+            lines += [f"{', '.join(names)}: {what}" for what, names in self._remarks.items()]
         return lines
+
+    def _remark(self, node: NodeState, what: str) -> None:
+        """Warn, once, of what a node does otherwise than agreed. Hold the lock."""
+        names = self._remarks.setdefault(what, [])
+        if node.name not in names:
+            names.append(node.name)
+            logger.warning("%s: %s", node.name, what)
 
     def _work_arrived(self, node: NodeState) -> None:
         self._work[node.name].notify()
@@ -294,24 +312,26 @@ class HttpCluster(WallClockCluster):
 
     def _attempt(self, node: NodeState, client: NodeClient, request: Request) -> None:
         """Send one request and see how it ends."""
+        model = request.task.model_name
         try:
             client.connect()
             request.start_time_s = self.now_s()
-            answer = client.infer(request.task.model_name, request.service_noise, self._binary[node.name])
+            answer = client.infer(model, request.service_noise, self._said[node.name].binary)
             completion_s = self.now_s()
-            _require_plausible(answer, completion_s - request.start_time_s)
-        except (NodeUnreachable, NodeFault, NodeFull, RequestRefused) as error:
+            self._require_right(node, model, answer, completion_s - request.start_time_s)
+        except NodeError as error:
             with self._lock:
                 self._failed(node, request, error)
             return
         with self._lock:
             self._answers[node.name] += 1
-            self._served(node, request.task.model_name)
+            self._served(node, model)
             self._answered(node, request, completion_s, answer.queue_time_s, answer.inference_time_s)
 
     def _served(self, node: NodeState, model: str, probe: bool = False) -> None:
         """A good inference came. Hold the lock."""
         self._served_by.setdefault(model, set()).add(node.name)
+        self._ever_served[node.name].add(model)
         self._clear(node, model, probe)
 
     def _clear(self, node: NodeState, model: str, probe: bool) -> None:
@@ -322,7 +342,20 @@ class HttpCluster(WallClockCluster):
         if was_withheld and node.up:
             self._came_up(node, node.models | {model})
 
-    def _failed(self, node: NodeState, request: Request, error: Exception) -> None:
+    def _require_right(self, node: NodeState, model: str, answer: Answer, round_trip_s: float) -> None:
+        """Look whether an answer can be that of the node to a request for `model`.
+
+        Raises:
+            NodeFault: it cannot.
+        """
+        _require_plausible(answer, round_trip_s)
+        if problem := wrong_answer(node.name, self._said[node.name], self._profile, model, answer):
+            raise NodeFault(f"answer is not as agreed: {problem}")
+        if answer.queue_time_s is None or answer.model not in (model, None):
+            with self._lock:
+                self._remark(node, NO_QUEUE_TIME if answer.queue_time_s is None else _OTHER_MODEL_NAMES)
+
+    def _failed(self, node: NodeState, request: Request, error: NodeError) -> None:
         has_to_go_out = self._blame(node, request.task.model_name, error)
         still_computed = isinstance(error, NodeTimeout) and request in self._open
         if request in self._open:
@@ -336,12 +369,29 @@ class HttpCluster(WallClockCluster):
         """Whether the last word of another node on this model was a good inference."""
         return bool(self._served_by.get(model, set()) - {node.name})
 
-    def _blame(self, node: NodeState, model: str, error: Exception) -> bool:
+    def _is_not_served(self, node: NodeState, model: str, error: NodeError) -> bool:
+        """Whether a refusal means that the node does not serve a model, which it is then offered no more. Hold the lock.
+
+        That is so for a node that does not list its models and never answered a request for this one.
+        """
+        if error.status not in (400, 404) or self._said[node.name].models is not None:
+            return False
+        if model in self._ever_served[node.name]:
+            return False
+        self._not_served[node.name].add(model)
+        self._remark(node, f"does not serve {model}: {error}")
+        if node.up:
+            self._came_up(node, node.models - {model})
+        return True
+
+    def _blame(self, node: NodeState, model: str, error: NodeError) -> bool:
         """Count a failed inference against the node or the model there; whether the node has to go out. Hold the lock."""
         health = self._health[node.name]
         if isinstance(error, NodeUnreachable):
             health.lost()
             return True
+        if self._is_not_served(node, model, error):
+            return node.up and not node.offers
         lacks_model = isinstance(error, ModelAbsent)
         if isinstance(error, NodeFull) and not lacks_model:
             return False
@@ -366,30 +416,36 @@ class HttpCluster(WallClockCluster):
             logger.warning("%s is out%s: %s", node.name, again, reason)
         super()._take_out(node, reason)
 
+    def _models(self, node: NodeState, said: Health) -> frozenset[str]:
+        """What a node serves: what it says, or, where it says nothing, what the profile knows and it never refused."""
+        if said.models is not None:
+            return said.models
+        return frozenset(self._profile.service_time_s(node.name).keys() - self._not_served[node.name])
+
     def _bring_in(self, node: NodeState, said: Health) -> None:
         """The node is up and says what it serves. Hold the lock."""
         health = self._health[node.name]
-        self._binary[node.name] = said.binary
-        self._came_up(node, said.models - health.withheld)
+        self._said[node.name] = said
+        self._came_up(node, self._models(node, said) - health.withheld)
         if health.came_back(self.clock()) and _is_said(health.outage_count):
             logger.warning("%s is back", node.name)
 
     def _watch(self, node: NodeState, client: NodeClient) -> None:
         """Life of a health thread: ask `/health` at every interval, believe it, and probe what was answered badly."""
         health, changed = self._health[node.name], self._changed[node.name]
-        first = True
         while not self._closing.is_set():
             try:
                 self._ask(node, client)
             except NodeUnreachable as error:
                 with self._lock:
-                    if first:
+                    if node.name in self._unchecked:
                         self.unreachable_at_start[node.name] = str(error)
                     self._take_out(node, str(error))
                     health.try_failed(self.clock())
-            if first:
-                self._first_checks.release()
-                first = False
+            with self._lock:
+                self._unchecked.discard(node.name)
+                if not self._unchecked:
+                    self._all_checked.set()
             while changed.wait(health.pause_s(self.clock())) and not self._closing.is_set():
                 changed.clear()
         client.close()
@@ -406,8 +462,10 @@ class HttpCluster(WallClockCluster):
         if problem := wrong_node(node.name, said, self._profile):
             raise NodeUnreachable(problem)
         service_time_s = self._profile.service_time_s(node.name)
-        models = sorted(said.models & service_time_s.keys(), key=lambda model: service_time_s[model])
         with self._lock:
+            models = sorted(self._models(node, said) & service_time_s.keys(), key=lambda model: service_time_s[model])
+            if said.models is None:
+                self._remark(node, NO_MODELS)
             if health.went_out_after(asked_s):
                 return
             if not health.distrusted or not models:
@@ -422,10 +480,12 @@ class HttpCluster(WallClockCluster):
             client.connect()
             sent_s = self.clock()
             answer = client.infer(model, 0.0, said.binary)
-            _require_plausible(answer, self.clock() - sent_s)
+            self._require_right(node, model, answer, self.clock() - sent_s)
         except (NodeFault, NodeFull, RequestRefused) as error:
             logger.debug("probe of %s: %s", node.name, error)
             with self._lock:
+                if self._is_not_served(node, model, error):
+                    return False
                 if not isinstance(error, RequestRefused | ModelAbsent) or self._served_elsewhere(node, model):
                     self._health[node.name].try_failed(self.clock(), probed=model)
                     return False

@@ -201,8 +201,9 @@ class Run(Generic[AnyCluster]):
         if self._metrics:
             self._metrics.decided(decision)
 
-    def _disk_failed(self, error: OSError) -> None:
-        self.cluster.stop(HarnessError(f"{self._folder.path} cannot be written any more: {error.strerror}"))
+    def _disk_failed(self, error: Exception) -> None:
+        why = getattr(error, "strerror", None) or error
+        self.cluster.stop(HarnessError(f"{self._folder.path} cannot be written any more: {why}"))
 
     def _load(self) -> None:
         run_experiment(self._scenario.trace, self.cluster, DeadlineAdapter(self._settings), self._record)
@@ -460,6 +461,7 @@ def _measure_on_wall_clock(
     real = partial(HttpCluster, workers, profile, settings, scheduler, power.latest)
     one = Run(settings, scenario, command.kind, profile, names, real, folder)
     stop.tell(one.cluster.stop)
+    power.on_death(one.cluster.stop)
     if options.metrics_port:
         one.show_in(metrics)
     if nodes_file and options.prometheus_url:

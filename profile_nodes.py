@@ -31,6 +31,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -38,13 +39,13 @@ from rich.console import Console
 from command_line import OptionParser, StopSignal, namespace, seed, stoppable
 from emulated_nodes import EmulatedNodes
 from inference_request import WORKERS, low_latency, require_worker_urls
-from node_client import Health, NodeClient
+from node_client import Health, NodeClient, wrong_answer
 from node_discovery import NAMESPACE, discover_workers
 from node_profiling.choice import ask_health, choose_models, choose_nodes
 from node_profiling.counter import Counter
 from node_profiling.meter import NodeMeter, NodeRecord, cv_by_accelerator, planned_requests
 from node_profiling.tables import print_results, remarks
-from performance_profile import Measurement, load_profile, profile_text, remeasured, replace_keeping_old
+from performance_profile import Measurement, PerformanceProfile, load_profile, profile_text, remeasured, replace_keeping_old
 from settings import load_settings
 from utils import HarnessError, Interrupted, UsageError, random_stream, write_failure
 
@@ -70,6 +71,7 @@ Say = Callable[[str], None]
 def measure_nodes(
     clients: Mapping[str, NodeClient],
     healths: Mapping[str, Health],
+    profile: PerformanceProfile,
     models: Sequence[str],
     absent: Mapping[str, Sequence[str]],
     options: argparse.Namespace,
@@ -97,7 +99,8 @@ def measure_nodes(
             say(f"measuring {name}: {len(plan)} requests, {options.warm_up * len(served)} of them to warm up")
         counter.begin(name, len(plan))
         stop.tell(client.abort)
-        meter = NodeMeter(name, client, healths[name].binary, stop)
+        wrong = partial(wrong_answer, name, healths[name], profile)
+        meter = NodeMeter(name, client, healths[name].binary, stop, wrong)
         with low_latency():
             records.append(meter.measure(served, plan, noise, counter.advance))
     if not records:
@@ -146,9 +149,9 @@ def run(options: argparse.Namespace, arguments: Sequence[str], console: Console,
         clients = {name: stack.enter_context(closing(NodeClient(url, requests))) for name, url in urls.items()}
         healths = ask_health(clients, old)
         models = choose_models(options.models, old, healths)
-        absent = {name: [model for model in models if model not in health.models] for name, health in healths.items()}
+        absent = {name: [model for model in models if model not in (health.models or ())] for name, health in healths.items()}
         with Counter(console, options.quiet) as counter:
-            records = measure_nodes(clients, healths, models, absent, options, counter, say, stop)
+            records = measure_nodes(clients, healths, old, models, absent, options, counter, say, stop)
     how = _measurement(options, kind, [record.name for record in records], models)
     cv = cv_by_accelerator(records, old, absent)
     new = remeasured(old, how, {record.name: record.means() for record in records}, absent, cv)

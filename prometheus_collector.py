@@ -29,7 +29,7 @@ from http_exchange import BoundedExchanges, WrongAnswer, exchange, without_secre
 from run_figures import UNCOVERED_LIMIT
 from settings import PowerMetrics
 from task import NodeEnergy, PowerSample
-from utils import UsageError, did_you_mean, printable
+from utils import HarnessError, UsageError, did_you_mean, printable, supervised_thread
 
 logger = logging.getLogger(__name__)
 
@@ -453,7 +453,9 @@ class PrometheusCollector:
         """When the last poll began that has ended."""
         self._wanted = threading.Event()
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="power-poller", daemon=True)
+        self._death: HarnessError | None = None
+        self._on_death: Callable[[HarnessError], None] | None = None
+        self._thread = supervised_thread("power-poller", self._run, self._died)
 
     def __enter__(self) -> Self:
         if self._source is not None:
@@ -466,6 +468,17 @@ class PrometheusCollector:
         self._wanted.set()
         if self._thread.is_alive():
             self._thread.join(_AFTER_STOP_S)  # an exchange that hangs ends with its deadline, or with the process
+
+    def on_death(self, tell: Callable[[HarnessError], None]) -> None:
+        """Call `tell`, from the polling thread, when that thread dies; at once if it has."""
+        self._on_death = tell
+        if self._death:
+            tell(self._death)
+
+    def _died(self, death: HarnessError) -> None:
+        self._death = death
+        if self._on_death:
+            self._on_death(death)
 
     def poll(self) -> None:
         """Read the source once, now. A failure of any kind is counted and logged; the last samples stay, and grow old."""

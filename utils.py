@@ -13,6 +13,7 @@ import stat
 import subprocess
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -336,6 +337,26 @@ def git_commit() -> str | None:
         return None
 
 
+def supervised_thread(name: str, target: Callable[[], None], on_death: Callable[[HarnessError], None]) -> threading.Thread:
+    """A daemon thread, not yet started, that does not die unseen.
+
+    Args:
+        name: of the thread.
+        target: its life.
+        on_death: told, from the thread, of any exception that ends it; the run must not go on as if nothing had happened.
+    """
+
+    def run() -> None:
+        try:
+            target()
+        except BaseException as error:  # whatever it is, SystemExit too: nobody else would ever see it
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            what = printable(f"{type(error).__name__}: {error}")
+            on_death(HarnessError(f"the thread {name} died of {what} at {at.filename}:{at.lineno}"))
+
+    return threading.Thread(target=run, name=name, daemon=True)
+
+
 class RowFiles:
     """CSV files that grow by a row at a time.
 
@@ -354,9 +375,9 @@ class RowFiles:
     """
 
     def __init__(
-        self, headers: dict[Path, Sequence[str]], on_error: Callable[[OSError], None], flush_interval_s: float | None = 0.1
+        self, headers: dict[Path, Sequence[str]], on_error: Callable[[Exception], None], flush_interval_s: float | None = 0.1
     ) -> None:
-        self.error: OSError | None = None
+        self.error: Exception | None = None
         self._on_error = on_error
         self._rows: deque[tuple[Path, Sequence[object]]] = deque()
         with ExitStack() as opened:
@@ -370,7 +391,7 @@ class RowFiles:
             self._rows.append((path, header))
         self._thread = None
         if flush_interval_s is not None:
-            self._thread = threading.Thread(target=self._run, args=(flush_interval_s,), name="row-writer", daemon=True)
+            self._thread = supervised_thread("row-writer", functools.partial(self._run, flush_interval_s), self._failed)
             self._thread.start()
 
     def append(self, path: Path, row: Sequence[object]) -> None:
@@ -400,7 +421,7 @@ class RowFiles:
             except OSError as error:
                 self._failed(error)
 
-    def _failed(self, error: OSError) -> None:
+    def _failed(self, error: Exception) -> None:
         if self.error is None:
             self.error = error
             self._on_error(error)

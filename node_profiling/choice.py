@@ -1,13 +1,16 @@
 """Which nodes and models are measured: what was asked for, what the profile knows, and what the nodes say of themselves."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from inference_request import placeholders
 from main_pregenerated import choose_cluster
-from node_client import Health, NodeClient, NodeUnreachable, wrong_node
+from node_client import NO_MODELS, Health, NodeClient, NodeUnreachable, wrong_node
 from performance_profile import PerformanceProfile
 from utils import HarnessError, UsageError, did_you_mean
+
+logger = logging.getLogger(__name__)
 
 
 def choose_nodes(
@@ -62,6 +65,9 @@ def ask_health(clients: Mapping[str, NodeClient], profile: PerformanceProfile) -
         others = f" (the others alone: --nodes {','.join(healths)})" if healths else ""
         raise HarnessError(f"not every node is ready, nothing was measured: {reasons}{others}")
     for name, health in healths.items():
+        if health.models is None:
+            logger.warning("%s: %s", name, NO_MODELS)
+            healths[name] = health._replace(models=frozenset(profile.service_time_s(name)))
         if problem := wrong_node(name, health, profile):
             raise HarnessError(f"{name}: {problem}, nothing was measured")
     return healths
@@ -73,7 +79,7 @@ def choose_models(asked: Sequence[str] | None, profile: PerformanceProfile, heal
     Raises:
         UsageError: a model is unknown.
     """
-    known = dict.fromkeys([*profile.latency, *sorted(model for health in healths.values() for model in health.models)])
+    known = dict.fromkeys([*profile.latency, *sorted(model for health in healths.values() for model in health.models or ())])
     for model in asked or ():
         if model not in known:
             raise UsageError(

@@ -18,7 +18,7 @@ import numpy as np
 
 from command_line import StopSignal
 from comparison.intervals import t_interval
-from node_client import Answer, NodeClient, NodeFault, NodeFull, NodeUnreachable, RequestRefused
+from node_client import Answer, NodeClient, NodeError, NodeFull
 from performance_profile import LARGEST_OVERHEAD_MS, NodeMeans, PerformanceProfile
 from utils import HarnessError, Interrupted
 
@@ -84,6 +84,7 @@ class NodeRecord:
         refused: requests that it refused as full.
         waited: requests that waited longer, or sooner after another wait, than for gauges: behind those of others.
         gauge_waits_s: the other waits, which the server's reading of its gauges explains.
+        tells_waits: whether all its answers said how long their requests waited.
     """
 
     name: str
@@ -92,6 +93,7 @@ class NodeRecord:
     refused: int = 0
     waited: int = 0
     gauge_waits_s: Sequence[float] = ()
+    tells_waits: bool = True
 
     def inference(self) -> dict[str, Spread]:
         """Inference time by model."""
@@ -164,13 +166,23 @@ class NodeMeter:
         client: its connection.
         binary: send raw bytes, not JSON.
         stop: looked at before each request.
+        wrong: why an answer cannot be one to a request for a model, None where it can.
     """
 
-    def __init__(self, name: str, client: NodeClient, binary: bool, stop: StopSignal) -> None:
+    def __init__(
+        self,
+        name: str,
+        client: NodeClient,
+        binary: bool,
+        stop: StopSignal,
+        wrong: Callable[[str, Answer], str | None] = lambda model, answer: None,
+    ) -> None:
         self._name = name
         self._client = client
         self._binary = binary
         self._stop = stop
+        self._wrong = wrong
+        self._tells_waits = True
         self._refused = self._waited = 0
         self._gauge_waits_s: list[float] = []
         self._gauge_wait_ended_s = -math.inf
@@ -204,7 +216,9 @@ class NodeMeter:
         for model, counted in samples.items():
             if len(counted) < 2:
                 raise HarnessError(f"{self._name} answered {len(counted)} counted requests of {model}, at least 2 are needed")
-        record = NodeRecord(self._name, self._binary, samples, self._refused, self._waited, self._gauge_waits_s)
+        record = NodeRecord(
+            self._name, self._binary, samples, self._refused, self._waited, self._gauge_waits_s, self._tells_waits
+        )
         if not 0 < (overhead_ms := record.overhead().mean) <= LARGEST_OVERHEAD_MS:
             raise HarnessError(f"{self._name}: a request overhead of {overhead_ms:.6g} ms cannot be; {NOTHING}")
         return record
@@ -221,11 +235,15 @@ class NodeMeter:
             self._refused += 1
             self._require_alone(tolerated, f"; its last answer was {error}")
             return None
-        except (NodeUnreachable, NodeFault, RequestRefused) as error:
+        except NodeError as error:
             self._require_going_on()  # else it was the wish to stop that broke the request off
-            raise HarnessError(f"{self._name}, {model}: {error}; {NOTHING} (--nodes leaves a node out)") from error
+            raise HarnessError(
+                f"{self._name}, {model}: {error}; {NOTHING} (--nodes leaves a node out, --models a model)"
+            ) from error
         self._require_plausible(model, answer, round_trip_s)
-        if answer.queue_time_s > _WAITED_S:
+        if answer.queue_time_s is None:
+            self._tells_waits = False
+        elif answer.queue_time_s > _WAITED_S:
             self._note_wait(answer.queue_time_s, sent_s + round_trip_s - answer.inference_time_s)
             self._require_alone(tolerated, f"; the last one waited {answer.queue_time_s * 1e3:.3g} ms")
         return Sample(round_trip_s, answer.inference_time_s, answer.model_switched)
@@ -252,7 +270,9 @@ class NodeMeter:
             )
 
     def _require_plausible(self, model: str, answer: Answer, round_trip_s: float) -> None:
-        queue_s, inference_s, _ = answer
+        if problem := self._wrong(model, answer):
+            raise HarnessError(f"{self._name}, {model}: answer is not as agreed: {problem}; {NOTHING}")
+        queue_s, inference_s = answer.queue_time_s or 0.0, answer.inference_time_s
         if inference_s == 0 or queue_s + inference_s > round_trip_s * (1 + _CLOCK_TOLERANCE):
             raise HarnessError(
                 f"{self._name}, {model}: claims {queue_s * 1e3:.6g} ms of waiting and {inference_s * 1e3:.6g} ms of inference "

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from node_client import Health
+from node_client import NO_QUEUE_TIME, Health
 from node_profiling.meter import NodeRecord, Spread
 from performance_profile import PerformanceProfile
 
@@ -112,10 +112,12 @@ def _about_nodes(new: PerformanceProfile, records: Sequence[NodeRecord], healths
                 "its device's gauges, which it reads that often in a load too, or else for a rare request of others; its request "
                 "overhead contains that"
             )
+        if not record.tells_waits:
+            yield f"{record.name}: {NO_QUEUE_TIME}; if it served others meanwhile, its request overhead contains their inferences"
         if not record.binary:
             yield f"{record.name} takes images as JSON only; its request overhead contains that"
     for name, health in healths.items():
-        if unknown := sorted(health.models - new.latency.keys()):
+        if unknown := sorted((health.models or frozenset()) - new.latency.keys()):
             yield f"{name} serves {', '.join(unknown)} too, unknown to the profile: --models adds a model"
 
 

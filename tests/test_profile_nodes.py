@@ -387,7 +387,7 @@ def test_server_of_another_accelerator_is_noticed(refused, workers):
     ],
 )
 def test_node_that_fails_in_the_middle_ends_it_all(refused, workers, instead, told):
-    workers(Node("hailo1"), Node("coral1", instead={7: instead}))
+    workers(Node("hailo1"), Node("coral1", instead={7: instead, 8: instead}))
     line = refused(status=1)
     assert told in line and "coral1" in line and "nothing was written" in line
 
