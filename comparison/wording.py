@@ -311,12 +311,13 @@ def _joules(energy: Interval, inside: bool = False) -> str:
 def _written(interval: Interval, factor: float, unit: str, decimals: int, inside: bool) -> str:
     """'2.5 mJ (2.4 to 2.6)', or '2.5 mJ, 2.4 to 2.6' `inside` parentheses.
 
-    So many decimals, or up to two more where half of the interval would show none.
+    So many decimals, or up to two more where half of the interval would show none, or an end that is not 0 would look like it.
     """
     mean, low, high = (factor * value for value in interval)
     half = (high - low) / 2
     if half > 0:
-        decimals = min(max(decimals, -math.floor(math.log10(half))), decimals + 2)
+        smallest = min(half, abs(low), abs(high)) if low * high > 0 else half
+        decimals = min(max(decimals, -math.floor(math.log10(smallest))), decimals + 2)
     texts = [f"{value:.{decimals}f}".replace("-", "−") for value in (mean, low, high)]
     if math.isnan(half):
         return f"{texts[0]} {unit}"

@@ -212,6 +212,14 @@ def test_narrow_intervals_are_written_with_more_digits_but_not_without_end():
     assert sentence.startswith("Load 1: a meets the most fixed deadlines, 90.000 % (89.999 to 90.001); 95.0 %")
 
 
+def test_interval_that_leaves_out_0_does_not_look_as_if_it_held_it():
+    ahead = (np.array([0.9503, 0.9502, 0.9504, 0.9501, 0.9502]), [0.07] * 5)
+    sentence = verdict(cells({"a": ahead, "b": ([0.95] * 5, [0.07] * 5)}))[0]
+    assert sentence.endswith("The other, b, meets fewer, by 0.024 points (0.010 to 0.038).")
+    barely = (np.array([0.9504, 0.9502, 0.9504, 0.95, 0.9502]), [0.07] * 5)
+    assert verdict(cells({"a": barely, "b": ([0.95] * 5, [0.07] * 5)}))[0].endswith("by 0.024 points (0.003 to 0.045).")
+
+
 def noted(**changes):
     known = {
         "seeds": 10,
