@@ -202,7 +202,7 @@ def test_what_clients_send_is_not_raw_in_the_log(start):
     for line in (b"GET /\x1b[31m HTTP/1.1", b"\x1b[31mred", b"POST /infer HTTP/1.1\r\nContent-Length: \x1b[31m"):
         with socket.create_connection(("127.0.0.1", client.port), PATIENCE_S) as connection:
             connection.sendall(line + b"\r\nHost: x\r\n\r\n")
-            assert connection.recv(9) == b"HTTP/1.1 "
+            assert connection.recv(9) in (b"", b"HTTP/1.1 ")  # some just close
     server.process.send_signal(signal.SIGTERM)
     out, err = server.process.communicate(timeout=PATIENCE_S)
     assert (server.process.returncode, out) == (0, "")
