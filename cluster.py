@@ -28,7 +28,7 @@ _LEAST_ALIKE = 3
 
 
 def model_mismatches(nodes: Iterable[NodeState], models: Sequence[str]) -> list[str]:
-    """A sentence on each model that no node can be given, and on each node that is up and can be given less than half of them.
+    """A sentence on the models that no node can be given, and on each node that is up and can be given less than half of them.
 
     Also on nodes that list a model by a name much like one of these, or one of these that the profile has no latency of.
 
@@ -53,9 +53,8 @@ def model_mismatches(nodes: Iterable[NodeState], models: Sequence[str]) -> list[
                 f"{', '.join(models)}; its /health lists {printable(', '.join(sorted(listed))) or 'none'}"
                 + "".join(f"; {remark}" for remark in (*alike, *unknown))
             )
-    lines += [
-        f"no node can be given {model}: its tasks will fail" for model in models if not any(model in node.offers for node in up)
-    ]
+    if unserved := [model for model in models if not any(model in node.offers for node in up)]:
+        lines.append(f"no node can be given {', '.join(unserved)}: such tasks will fail")
     return lines
 
 

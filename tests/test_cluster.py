@@ -403,7 +403,8 @@ def test_name_that_is_much_like_ours_is_set_beside_it(theirs):
 
 
 def test_model_that_no_node_can_be_given_is_named():
-    assert mismatches(SCENARIO[:3], SCENARIO[:3]) == ["no node can be given efficientnet: its tasks will fail"]
+    assert mismatches(SCENARIO[:3], SCENARIO[1:3]) == ["no node can be given efficientnet: such tasks will fail"]
+    assert mismatches(SCENARIO[1:3]) == ["no node can be given mobilenet, efficientnet: such tasks will fail"]
 
 
 def test_model_that_the_node_has_and_the_profile_does_not_is_named():
