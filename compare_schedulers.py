@@ -18,6 +18,7 @@ import argparse
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,6 +30,7 @@ from rich.table import Table
 from rich.text import Text
 
 from command_line import OptionParser, StopSignal, count, interruptible, positive, seconds, seed, stoppable
+from performance_profile import PerformanceProfile
 from report import write_comparison_report
 from scheduler import SCHEDULERS
 from settings import load_settings
@@ -98,11 +100,20 @@ class CellProgress:
         return f"{self._finished} of {self._total} cells are finished"
 
 
-def finish(store: CellStore, workers: Workers, shown: CellProgress, cells: Sequence[Cell]) -> dict[str, Result]:
-    """Results of all `cells` by key; those that the store has not are run, and kept as they come."""
+def finish(
+    store: CellStore,
+    workers: Workers,
+    shown: CellProgress,
+    cells: Sequence[Cell],
+    earlier: PerformanceProfile | None = None,
+) -> dict[str, Result]:
+    """Results of all `cells` by key; those that the store has not, also not of an `earlier` profile, are run and kept."""
     results: dict[str, Result] = {}
     for cell in cells:
-        if (result := store.read(cell)) is not None:
+        result = store.read(cell)
+        if result is None and earlier:
+            result = store.read(replace(cell, profile=earlier))
+        if result is not None:
             results[cell.key] = result
     missing = [cell for cell in cells if cell.key not in results]
     shown.add(len(cells), len(results))
@@ -166,12 +177,15 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignal) -> int:
     try:
         jobs = options.jobs or joblib.cpu_count()
         with shown, Workers(jobs, options.backend, options.dask_scheduler, stop) as workers, interruptible(stop):
-            done = run_sweep(sweep.plan, lambda cells: finish(store, workers, shown, cells))
+            done = run_sweep(sweep.plan, lambda cells: finish(store, workers, shown, cells, sweep.plan.earlier_profile))
         with interruptible(stop):
             content = write_tables(sweep, done)
             print_comparison(console, content, done.cells, sweep.folder)
             if options.report:
-                console.print(Text(f"report: {write_comparison_report(sweep.folder)}"), soft_wrap=True)
+                console.print(
+                    Text(f"report: {write_comparison_report(sweep.folder, mixed_profiles=options.mixed_profiles)}"),
+                    soft_wrap=True,
+                )
     except StopRequested:
         go_on = shlex.join(["python3", PROGRAM, "--resume", str(sweep.folder)])
         raise Interrupted(f"interrupted; {shown}; go on with: {go_on}") from None
@@ -228,6 +242,11 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--dask-scheduler", metavar="ADDRESS", help="with --backend dask: a cluster that runs already (local workers)")
     add("--output", type=Path, metavar="DIR", help="parent of the comparison's folder (comparisons)")
     add("--resume", type=Path, metavar="DIR", help="go on with the comparison in this folder; its options hold")
+    add(
+        "--mixed-profiles",
+        action="store_true",
+        help="with --resume: compare cells that were run before the performance profile changed with those that are run now",
+    )
     for name, what in (
         ("bounds", "clairvoyant bounds"),
         ("limits", "search for the highest loads"),

@@ -84,7 +84,8 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: Path) ->
     tasks, energy = summary["tasks"], summary["energy_j"]
     by_class = _by_name(summary["slo_compliance_rate_by_class"], _percent)
     table = Table(
-        title=Text(f"{summary['scheduler']} on the {summary['cluster']} cluster, seed {summary['seed']}"), show_header=False
+        title=Text(f"{_replay_of(summary)}{summary['scheduler']} on the {summary['cluster']} cluster, seed {_seed(summary)}"),
+        show_header=False,
     )
     energy_name = "energy" if summary["energy_valid"] else "energy (not valid)"
     rows = {
@@ -93,7 +94,8 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: Path) ->
         "SLO (adapted deadline)": f"{_percent(summary['slo_compliance_rate'])}  ({by_class})",
         "against the fixed deadline": f"{_percent(summary['fixed_deadline_compliance_rate'])}  "
         f"(achievable {_percent(summary['achievable_slo_rate'])})",
-        "delivered in the cell": _percent(summary["delivered_rate"]),
+        "delivered in the cell": _percent(summary["delivered_rate"])
+        + (" (estimate)" if summary["delivered_rate_is_estimate"] else ""),
         "response time": _milliseconds(summary["response_time_s"]),
         "throughput": f"{summary['throughput_tasks_per_s'] or 0:.1f} tasks/s over {summary['window_s']:.1f} s",
         energy_name: f"{_joules(energy['total'])}, above idle {_joules(energy['above_idle'])}, "
@@ -124,6 +126,14 @@ def print_repeats(console: Console, table: Sequence[Repeats], path: Path) -> Non
     console.print(Text(f"table: {path}"), soft_wrap=True)
     advice = "in virtual time equal seeds give equal runs, and differences have intervals"
     console.print(Text(f"To compare policies, use compare_schedulers.py: {advice}."), soft_wrap=True)
+
+
+def _replay_of(summary: Mapping[str, Any]) -> str:
+    return f"replay of {summary['trace']['file']}: " if summary["trace"] else ""
+
+
+def _seed(summary: Mapping[str, Any]) -> str:
+    return "unknown" if summary["seed"] is None else str(summary["seed"])
 
 
 def _percent(share: float | None) -> str:

@@ -281,7 +281,8 @@ def _post(url: str, note: Mapping[str, Any], token: str, timeout_s: float) -> st
 def _verdict(summary: Mapping[str, Any], verdict: str) -> str:
     """What the annotation says of a run."""
     compliance, energy_j = summary["slo_compliance_rate"], summary["energy_j"]["above_idle_per_task"]
-    name = f"{summary['experiment_id']}: {summary['scheduler']}, seed {summary['seed']}, {summary['cluster']} cluster"
+    seed = "unknown" if summary["seed"] is None else summary["seed"]
+    name = f"{summary['experiment_id']}: {summary['scheduler']}, seed {seed}, {summary['cluster']} cluster"
     return "; ".join(
         [
             f"{name}: {verdict}",

@@ -41,7 +41,6 @@ from energy import PowerRange
 from harness_metrics import HarnessMetrics, annotate_in_grafana, listed_target, targets_file, targets_folder
 from inference_request import WORKERS, HttpCluster, low_latency, placeholders, require_profiled, require_worker_urls
 from metric_collector import MetricCollector, RunFolder
-from mobility.mobility_manager import Mobility, MobilityManager
 from node_discovery import NAMESPACE, discover_workers
 from performance_profile import PerformanceProfile, load_profile
 from prometheus_collector import (
@@ -53,13 +52,14 @@ from prometheus_collector import (
     require_url,
 )
 from report import write_run_report
-from run_figures import RunFacts
+from run_figures import RunFacts, describe_run, versions
+from scenario import Scenario, build_scenario, save_scenario
 from scheduler import create_scheduler
 from settings import PowerMetrics, Settings, load_settings, require_known_models
-from simulated_cluster import SimulatedCluster
+from simulated_cluster import SimulatedCluster, ignored_settings
 from slo_monitor import VIOLATION_COLUMNS, SloMonitor
 from task import Arrival, Decision, Outcome, TaskResult
-from task_generator import Trace, generate_trace, load_trace, recorded_mobility, save_trace, scenario_sha256
+from task_generator import Trace, scenario_sha256
 from utils import HarnessError, RowFiles, UsageError, random_stream, write_failure, write_json_atomically, write_text_atomically
 
 PROGRAM = "main_pregenerated.py"
@@ -98,33 +98,6 @@ def run_experiment(trace: Trace, cluster: Cluster, adapter: DeadlineAdapter, rec
 
 def _not_placed(arrival: Arrival, outcome: Outcome) -> TaskResult:
     return TaskResult(arrival.task, arrival.device, arrival.service_noise, outcome)
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """The outside world of a run."""
-
-    trace: Trace
-    mobility: Mobility
-    device_ids: Sequence[int]
-
-
-def build_scenario(settings: Settings, trace_file: Path | None, duration_s: float | None) -> tuple[Settings, Scenario]:
-    """The world of the run, drawn from the seed or read from `trace_file`; settings whose duration is the trace's.
-
-    Raises:
-        UsageError: the trace file cannot be run.
-    """
-    if trace_file is None:
-        mobility = MobilityManager(settings.devices, settings.seed)
-        return settings, Scenario(generate_trace(settings, mobility), mobility, range(mobility.device_count))
-    trace = load_trace(trace_file, settings)
-    if duration_s is not None and duration_s < trace.duration_s:
-        trace = trace.before(duration_s)
-    if not len(trace):
-        raise UsageError(f"--duration: {trace_file} holds no task before {duration_s:g} s")
-    settings = settings.replace(duration_s=trace.duration_s)
-    return settings, Scenario(trace, recorded_mobility(settings, trace), sorted(set(trace.device_id.tolist())))
 
 
 AnyCluster = TypeVar("AnyCluster", bound=Cluster)
@@ -179,10 +152,25 @@ class Run(Generic[AnyCluster]):
         self.monitor = SloMonitor(lambda row: self._files.append(folder.violations, row))
         self._metrics: HarnessMetrics | None = None
         self.cluster = make_cluster(self._record, self._decided)
+        self._trace = _trace_of(scenario)
+        self._profile = profile
         try:
+            write_json_atomically(folder.settings, self._description())
             self._files = RowFiles(folder.columns(node_names, VIOLATION_COLUMNS), self._disk_failed, flush_interval_s)
         except OSError as error:
             raise write_failure(f"--output: {folder.path} cannot be written", error) from None
+
+    def _description(self) -> dict[str, Any]:
+        """What the run is made of, to be known from its start on."""
+        sha256 = scenario_sha256(self._settings, self._scenario.trace)
+        return {
+            "experiment_id": self._folder.experiment_id,
+            "started_at": datetime.now().astimezone().isoformat(),
+            "cluster": self._kind,
+            **describe_run(self._settings, sha256, self._profile.sha256, self._trace),
+            "performance_profile": self._profile.model_dump(mode="json"),
+            "versions": versions(),
+        }
 
     def show_in(self, metrics: HarnessMetrics) -> None:
         """Tell `metrics` how the run goes."""
@@ -234,7 +222,9 @@ class Run(Generic[AnyCluster]):
             scheduler=self._settings.scheduler,
             settings=self._settings,
             scenario_sha256=scenario_sha256(self._settings, self._scenario.trace),
-            warnings=[*self.warnings, *added.pop("warnings", ()), *self.cluster.warnings()],
+            performance_profile_sha256=self._profile.sha256,
+            trace=self._trace,
+            warnings=[*self._scenario.warnings, *self.warnings, *added.pop("warnings", ()), *self.cluster.warnings()],
             untold_busy_s={node.name: node.untold_busy_s for node in self.cluster.nodes},
             abandoned={node.name: node.abandoned for node in self.cluster.nodes},
             **added,
@@ -245,6 +235,14 @@ class Run(Generic[AnyCluster]):
         except OSError as error:
             raise HarnessError(f"{self._folder.summary} cannot be written: {error.strerror}") from error
         return summary
+
+
+def _trace_of(scenario: Scenario) -> dict[str, Any] | None:
+    """What a run's files say of the trace it replays."""
+    replay = scenario.replay
+    if replay is None:
+        return None
+    return {"file": str(replay.file), "sha256": replay.sha256, "seed": replay.seed, "load": replay.load}
 
 
 @dataclass(frozen=True)
@@ -391,12 +389,15 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignal) -> int:
             raise UsageError("power.host_metrics: emulated nodes have none of their own; give --prometheus-url")
         if options.repeat > 1 and kind == "simulated" and options.trace:
             raise UsageError("--repeat: a replay in virtual time gives the same numbers each time; leave --repeat or --trace out")
-        last_settings = settings.replace(seed=settings.seed + options.repeat - 1) if kind == "simulated" else settings
         settings, scenario = build_scenario(settings, options.trace, options.duration)
+        if scenario.replay and scenario.replay.seed is not None and options.seed is None:
+            settings = settings.replace(seed=scenario.replay.seed)  # a random policy draws what it drew in the run before
+        last_settings = settings.replace(seed=settings.seed + options.repeat - 1) if kind == "simulated" else settings
         if options.save_trace:
-            save_trace(scenario.trace, options.save_trace)
-    if notice:
-        say(notice)
+            save_scenario(scenario, settings, options.save_trace)
+    for line in (notice, *scenario.warnings):
+        if line:
+            say(line)
     command = _Command(options, console, stop, kind, profile, workers)
     summaries: dict[Path, dict[str, Any]] = {}
     for seed_ in range(settings.seed, last_settings.seed + 1) if kind == "simulated" else [settings.seed] * options.repeat:
@@ -436,6 +437,7 @@ def _measure_in_virtual_time(
     scheduler = create_scheduler(settings.scheduler, settings, random_stream(settings.seed, "policy"))
     simulated = partial(SimulatedCluster, profile, names, settings, scheduler)
     one = Run(settings, scenario, command.kind, profile, names, simulated, folder, flush_interval_s=None)
+    one.warnings += ignored_settings(settings)
     command.stop.tell(one.cluster.stop)
     return one.measure(measured_in_virtual_time)
 

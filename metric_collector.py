@@ -5,6 +5,7 @@ import math
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from run_figures import (
     busy_estimated,
     busy_s,
     busy_warnings,
+    describe_run,
     energy_invalid_reasons,
     energy_summary,
     invalid_reasons,
@@ -35,7 +37,7 @@ from run_figures import (
 from settings import Settings
 from task import DISPATCHED, Decision, Outcome, TaskResult
 from task_figures import TaskFigures, TaskLog
-from utils import UsageError, git_commit, write_failure
+from utils import UsageError, write_failure
 
 RESULT_COLUMNS = (
     "task_id",
@@ -115,11 +117,12 @@ class RunFolder:
         self.violations = self.path / f"slo_violations_{self.experiment_id}.csv"
         self.decisions = self.path / f"scheduling_decisions_{self.experiment_id}.csv"
         self.devices = self.path / f"devices_{self.experiment_id}.csv"
+        self.settings = self.path / "settings.json"
         self.summary = self.path / f"experiment_summary_{self.experiment_id}.json"
 
     def remove_if_empty(self) -> None:
         """Leave nothing behind of a run that never got as far as its files."""
-        if not any(self.path.iterdir()):
+        with suppress(OSError):  # not empty, or gone already
             self.path.rmdir()
 
     def columns(self, node_names: Sequence[str], violation_columns: Sequence[str]) -> dict[Path, Sequence[str]]:
@@ -276,11 +279,7 @@ class MetricCollector:
             "energy_invalid_reasons": energy_reasons,
             "warnings": [*facts.warnings, *busy_warnings(facts), *unanswered_warning(len(unanswered), len(dispatched))],
             "cluster": facts.cluster,
-            "scheduler": facts.scheduler,
-            "seed": self._settings.seed,
-            "settings": self._settings.model_dump(mode="json"),
-            "scenario_sha256": facts.scenario_sha256,
-            "git_commit": git_commit(),
+            **describe_run(self._settings, facts.scenario_sha256, facts.performance_profile_sha256, facts.trace),
             "tasks": {"generated": len(figures), **{outcome.value: len(figures.of(outcome)) for outcome in Outcome}},
             "unanswered": len(unanswered),
             "slo_compliance_rate": adapted_rate,
@@ -296,6 +295,8 @@ class MetricCollector:
             "achievable_slo_rate": mean(self.achievable(dispatched, estimate=facts.cluster == "workers")),
             "achievable_slo_rate_is_estimate": facts.cluster == "workers",
             "delivered_rate": ratio(self.delivered_count(completed), len(dispatched)),
+            "delivered_rate_is_estimate": facts.guesses_paths,
+            "in_cell_share_is_estimate": facts.guesses_paths,
             "response_time_s": times_of_all(dispatched["response_time_s"]),
             "waiting_time_s": times_of_all(dispatched["waiting_time_s"]),
             "inference_time_s": percentiles(completed["inference_time_s"]),

@@ -3,11 +3,14 @@
 The table is read here, and written anew when profile_nodes.py has measured.
 """
 
+import hashlib
 import itertools
+import json
 import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -110,6 +113,13 @@ class PerformanceProfile(StrictModel):
                 if name not in self.nodes:
                     raise ValueError(f"latency of {model}: {name} is not among the nodes {', '.join(self.nodes)}")
         return self
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the content, whatever the file looks like; the order of the nodes counts, since ties go by it."""
+        content = self.model_dump(mode="json")
+        content["nodes"] = list(content["nodes"].items())
+        return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
     def service_time_s(self, node: str) -> dict[str, float]:
         """Mean accelerator time in seconds by model, for the models that `node` serves."""

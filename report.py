@@ -42,33 +42,36 @@ def write_run_report(folder: Path, output: Path | None = None, png: bool = False
     return write_page(folder, output or folder, png)
 
 
-def write_comparison_report(folder: Path, output: Path | None = None, png: bool = True) -> Path:
+def write_comparison_report(folder: Path, output: Path | None = None, png: bool = True, mixed_profiles: bool = False) -> Path:
     """Make the report of a comparison.
 
     Args:
         folder: the sweep's folder, with its comparison.json and its CSV files.
         output: where `report.html`, `figures/` and `tables/` go; default: beside those files.
         png: whether the figures are written as PNG too.
+        mixed_profiles: whether its runs may have been made with different performance profiles.
 
     Returns:
         The path of the page.
 
     Raises:
-        UsageError: the folder holds no readable comparison.json, or the output cannot be written.
+        UsageError: the folder holds no readable comparison.json, its runs had different performance profiles, or the output
+            cannot be written.
         HarnessError: the disk is full.
     """
     from reporting.comparison_report import write_page
 
-    return write_page(folder, output or folder, png)
+    return write_page(folder, output or folder, png, mixed_profiles)
 
 
-def write_report(folder: Path, output: Path | None = None, png: bool | None = None) -> Path:
+def write_report(folder: Path, output: Path | None = None, png: bool | None = None, mixed_profiles: bool = False) -> Path:
     """Make the report of whatever `folder` holds, a run or a comparison.
 
     Args:
         folder: of the run or of the comparison.
         output: where `report.html`, `figures/` and `tables/` go; default: `folder`.
         png: whether the figures are written as PNG too; default: those of a comparison are, those of a run are not.
+        mixed_profiles: whether the runs of a comparison may have been made with different performance profiles.
 
     Returns:
         The path of the page.
@@ -82,7 +85,7 @@ def write_report(folder: Path, output: Path | None = None, png: bool | None = No
             f"{folder}: expected the folder of a run or of a comparison, found {'a file' if folder.exists() else 'nothing'}"
         )
     if (folder / "comparison.json").exists():
-        return write_comparison_report(folder, output, True if png is None else png)
+        return write_comparison_report(folder, output, True if png is None else png, mixed_profiles)
     return write_run_report(folder, output, bool(png))
 
 
@@ -94,11 +97,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--png", action="store_true", default=None, help="write the figures as PNG of 300 dpi too, as a comparison does anyway"
     )
+    parser.add_argument(
+        "--mixed-profiles",
+        action="store_true",
+        help="also of a comparison whose runs had different performance profiles",
+    )
 
     def run(stop: StopSignal) -> int:
         options = parser.parse_args(arguments)
         with interruptible(stop):
-            print(write_report(options.folder, options.output, options.png))
+            print(write_report(options.folder, options.output, options.png, options.mixed_profiles))
         return 0
 
     return stoppable("report.py", run)

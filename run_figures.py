@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from settings import Settings
 from task import NodeEnergy
+from utils import git_commit
 
 LAG_P99_LIMIT_S = 5e-3
 LAG_MAX_LIMIT_S = 50e-3
@@ -40,6 +41,9 @@ class RunFacts:
         scheduler: the policy's name as given.
         window_s: from the start of the load to the end of the drain.
         energy: energy of each node over that window.
+        trace: file, SHA-256, seed and load of the trace that was replayed; seed and load None where they are not known. None for
+            a load that was drawn.
+        performance_profile_sha256: hash of the nodes' figures.
         impossible_energy: what samples of a node's energy cannot be, with their times, by node.
         idle_w: idle power of each node that above-idle energy was taken against, watts.
         down_periods: node, from, until; of one node they do not overlap.
@@ -72,6 +76,35 @@ class RunFacts:
     untold_busy_s: Mapping[str, float] = field(default_factory=dict)
     abandoned: Mapping[str, int] = field(default_factory=dict)
     impossible_energy: Mapping[str, str] = field(default_factory=dict)
+    trace: Mapping[str, Any] | None = None
+    performance_profile_sha256: str = ""
+
+    @property
+    def guesses_paths(self) -> bool:
+        """Whether the run replayed a trace whose devices' paths are not known: figures that need them are estimates."""
+        return self.trace is not None and self.trace["seed"] is None
+
+
+def describe_run(
+    settings: Settings, scenario_sha256: str, performance_profile_sha256: str, trace: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What a run is made of, for its summary and, from its start on, its settings.json.
+
+    In a replay, seed and load are those of the trace, None where nobody knows them; `policy_seed` is what the policy draws from.
+    """
+    plain = settings.model_dump(mode="json")
+    if trace is not None:
+        plain |= {"seed": trace["seed"], "load": trace["load"]}
+    return {
+        "scheduler": settings.scheduler,
+        "seed": plain["seed"],
+        "policy_seed": settings.seed,
+        "trace": trace,
+        "settings": plain,
+        "scenario_sha256": scenario_sha256,
+        "performance_profile_sha256": performance_profile_sha256,
+        "git_commit": git_commit(),
+    }
 
 
 def percentiles(values: Floats) -> dict[str, float] | None:

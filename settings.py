@@ -25,6 +25,8 @@ Deadline = Annotated[float, Field(ge=1e-6, le=LONGEST_RUN_S, strict=True)]
 Interval = Annotated[float, Field(ge=0.01, le=3600, strict=True)]
 Pause = Annotated[float, Field(ge=0, le=3600, strict=True)]
 Weight = Annotated[float, Field(ge=0, le=1e6, strict=True)]
+Load = Annotated[float, Field(gt=0, le=1e4, strict=True)]
+Duration = Annotated[float, Field(gt=0, le=LONGEST_RUN_S, strict=True)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -188,12 +190,12 @@ class Settings(StrictModel):
     """All settings of one experiment; config/experiment.yaml explains each key."""
 
     seed: Seed
-    duration_s: Annotated[float, Field(gt=0, le=LONGEST_RUN_S, strict=True)]
+    duration_s: Duration
     scheduler: Name
     queue_discipline: Literal["fifo", "edf"]
     performance_profile: Path
     devices: DeviceSettings
-    load: Annotated[float, Field(gt=0, le=1e4, strict=True)]
+    load: Load
     models: list[Name] = Field(min_length=1, max_length=1000)
     slo_classes: dict[Name, SloClass] = Field(min_length=1, max_length=1000)
     deadline_adaptation: Flag

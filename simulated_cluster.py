@@ -16,12 +16,16 @@ from cluster import Cluster
 from node_queue import NodeState, Request
 from performance_profile import PerformanceProfile
 from scheduler import BaseScheduler
-from settings import Settings
+from settings import Settings, load_settings
 from task import Decision, NodeEnergy, PowerSample, Task, TaskResult
 
 ServiceTime = Callable[[Task, float], float]
 """True service time, seconds, of a task with its standard normal noise."""
 
+_NOT_MODELLED = {
+    "requests": ("max_attempts", "connect_timeout_s", "request_timeout_s", "health_interval_s"),
+    "power": ("host_metrics",),
+}
 _ANSWER, _SAMPLE = 0, 1
 """Of events at one instant, answers come before samples, and both before an arrival at that instant."""
 
@@ -224,6 +228,18 @@ class SimulatedCluster(Cluster):
         for name, accelerator in self._accelerators.items():
             self._samples[name] = PowerSample(at_s, accelerator.mean_power_w(at_s, power.poll_interval_s))
         self._sample_at(self._now_s + power.poll_interval_s)
+
+
+def ignored_settings(settings: Settings) -> list[str]:
+    """Says which settings differ from their defaults although virtual time does not model what they set."""
+    default, own = load_settings(), {"requests": settings.requests, "power": settings.power}
+    changed = [
+        f"{group}.{name}"
+        for group, names in _NOT_MODELLED.items()
+        for name in names
+        if getattr(own[group], name) != getattr(getattr(default, group), name)
+    ]
+    return [f"virtual time does not model {', '.join(changed)}: what the settings say there has no effect"] if changed else []
 
 
 def _true_service_time(profile: PerformanceProfile, node: str) -> ServiceTime:

@@ -17,8 +17,9 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Annotated, Any, BinaryIO, TypeVar
+from typing import IO, Annotated, Any, TypeVar
 
 import numpy as np
 import yaml
@@ -97,7 +98,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 @contextmanager
-def open_to_read(path: Path, most_bytes: int) -> Iterator[BinaryIO]:
+def open_to_read(path: Path, most_bytes: int) -> Iterator[BufferedReader]:
     """The regular file at `path`; does not wait for the other end of a pipe.
 
     Raises:

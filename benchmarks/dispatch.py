@@ -24,10 +24,11 @@ import yaml
 from benchmarks.figures import Figure, median_figure
 from deadline_adapter import DeadlineAdapter
 from inference_request import WallClockCluster, low_latency
-from main_pregenerated import build_scenario, run_experiment
+from main_pregenerated import run_experiment
 from metric_collector import MetricCollector, RunFolder
 from node_queue import NodeState
 from performance_profile import PerformanceProfile, load_profile
+from scenario import build_scenario
 from scheduler import create_scheduler
 from settings import Settings, load_settings
 from slo_monitor import VIOLATION_COLUMNS, SloMonitor

@@ -25,9 +25,10 @@ from rich.table import Table
 
 from command_line import exit_status, positive
 from deadline_adapter import DeadlineAdapter
-from main_pregenerated import build_scenario, run_experiment
+from main_pregenerated import run_experiment
 from performance_profile import PerformanceProfile, load_profile
 from run_figures import percentiles
+from scenario import build_scenario
 from scheduler import create_scheduler
 from settings import Settings, load_settings
 from simulated_cluster import SimulatedCluster

@@ -28,7 +28,7 @@ from cluster import Cluster
 from emulated_nodes import EmulatedNodes
 from energy import node_energy
 from inference_request import HttpCluster
-from main_pregenerated import Run, WallClock, build_scenario
+from main_pregenerated import Run, WallClock
 from metric_collector import RunFolder
 from performance_profile import load_profile
 from prometheus_collector import (
@@ -38,6 +38,7 @@ from prometheus_collector import (
     PrometheusCollector,
     PrometheusSource,
 )
+from scenario import build_scenario
 from scheduler import create_scheduler
 from settings import load_settings
 from task import NodeEnergy

@@ -14,10 +14,11 @@ import simpy
 
 from benchmarks.figures import Figure, median_figure
 from deadline_adapter import DeadlineAdapter
-from main_pregenerated import Scenario, build_scenario, measured_in_virtual_time, run_experiment
+from main_pregenerated import measured_in_virtual_time, run_experiment
 from metric_collector import MetricCollector
 from performance_profile import PerformanceProfile, load_profile
 from run_figures import RunFacts
+from scenario import Scenario, build_scenario
 from scheduler import create_scheduler
 from settings import Settings, load_settings
 from simulated_cluster import SimulatedCluster

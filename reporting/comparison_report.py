@@ -25,10 +25,11 @@ from reporting.page import Page
 from reporting.reading import header_of, list_at, mapping_at, number_of, read_json, read_table, rows_at
 from reporting.style import looks
 from reporting.tables import kind_of
+from utils import UsageError
 
 _POLICY = ("scheduler", "queue_discipline")
 _SWEEP_COLUMNS = {
-    "cells": (*KEYS, "achievable_slo_rate"),
+    "cells": (*KEYS, "achievable_slo_rate", "performance_profile_sha256"),
     "minutes": (*KEYS, "minute", "fixed_deadline_compliance_rate"),
     "comparison": COMPARISON_COLUMNS,
     "pareto": PARETO_COLUMNS,
@@ -44,15 +45,22 @@ _SWEEP_COLUMNS = {
 """Columns of the tables that a comparison leaves in its folder, as far as the report shows them."""
 
 
-def write_page(folder: Path, output: Path, png: bool) -> Path:
+def write_page(folder: Path, output: Path, png: bool, mixed_profiles: bool = False) -> Path:
     """Make the report of the comparison in `folder`; the path of its page.
 
     Raises:
-        UsageError: the folder holds no readable comparison.json, or the output cannot be written.
+        UsageError: the folder holds no readable comparison.json, its runs had different profiles and may not, or the output
+            cannot be written.
         HarnessError: the disk is full.
     """
     about = read_json(folder / "comparison.json")
     page, sweep = Page(output, png), _read_comparison(folder, about)
+    profiles = [sha256 for sha256 in sweep["cells"]["performance_profile_sha256"].unique() if sha256]
+    if len(profiles) > 1 and not mixed_profiles:
+        raise UsageError(
+            f"{folder / 'cells.csv'}: expected runs with one performance profile, found {len(profiles)}"
+            f" ({', '.join(sha256[:12] for sha256 in profiles)}); compare runs of one, or give --mixed-profiles"
+        )
     _draw_figures(sweep, page)
     _add_tables(sweep, page)
     said = {name: list_at(about, name) for name in ("verdict", "notes")}

@@ -18,6 +18,7 @@ TEXT_COLUMNS = (
     "without",
     "text",
     "scenario_sha256",
+    "performance_profile_sha256",
     "device_type",
     "model_name",
     "slo_class",
@@ -52,7 +53,7 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     table = _rows_of(path, columns).reindex(columns=list(columns))
     for name in columns:
         if name in TEXT_COLUMNS:
-            table[name] = table[name].fillna("").astype(str)
+            table[name] = table[name].astype(object).fillna("").astype(str)
             continue
         if name in FLAG_COLUMNS and table[name].dtype == object:
             table[name] = table[name].map(_FLAGS)

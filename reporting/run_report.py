@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def write_page(folder: Path, output: Path, png: bool) -> Path:
     page, run = Page(output, png), _read_run(folder, summary)
     _draw_figures(run, page)
     _add_tables(run, page)
-    profile = _profile_of(run)
+    profile = _profile_of(folder, run)
     if profile:
         _add_profile(profile, page)
     return page.write(
@@ -263,12 +264,16 @@ def _by_node(run: _Run) -> pd.DataFrame:
     )
 
 
-def _profile_of(run: _Run) -> PerformanceProfile | None:
-    """The profile that the run's settings name, None where it cannot be read any more."""
-    try:
+def _profile_of(folder: Path, run: _Run) -> PerformanceProfile | None:
+    """The profile that the run was made with; where its folder does not hold it, what stands now where the run's settings point.
+
+    None where neither can be read.
+    """
+    with suppress(UsageError, ValueError):
+        return PerformanceProfile.model_validate(read_json(folder / "settings.json").get("performance_profile"))
+    with suppress(UsageError, ValueError):  # ValueError: no path at all
         return load_profile(Path(str(run.settings.get("performance_profile"))))
-    except (UsageError, ValueError):  # ValueError: no path at all
-        return None
+    return None
 
 
 def _add_profile(profile: PerformanceProfile, page: Page) -> None:

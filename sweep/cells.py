@@ -34,6 +34,7 @@ SOURCES = (
     "node_queue.py",
     "performance_profile.py",
     "run_figures.py",
+    "scenario.py",
     "scheduler/*.py",
     "settings.py",
     "simulated_cluster.py",

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from bounds import ClairvoyantBound, clairvoyant_bound, fixed_deadlines_s
 from comparison.load_limits import SHARE_OF_ACHIEVABLE
 from deadline_adapter import DeadlineAdapter
-from main_pregenerated import Scenario, build_scenario, run_experiment
+from main_pregenerated import run_experiment
 from metric_collector import MetricCollector
 from run_figures import jain_index, mean, ratio, times_of_all
+from scenario import Scenario, build_scenario
 from scheduler import create_scheduler
 from scheduler.rank_reversal import RankReversalProbe
 from scheduler.topsis_scheduler import TopsisScheduler
@@ -154,6 +155,7 @@ def _run(cell: Cell) -> Result:
         "scenario_sha256": world.sha256,
         **{f"fixed_{name}": share for name, share in met_of_class.items()},
         "untrimmed_fixed_deadline_compliance_rate": untrimmed_met,
+        "performance_profile_sha256": profile.sha256,
     }
     return {"row": row, "minutes": _compliance_by_minute(dispatched)}
 

@@ -29,6 +29,7 @@ class Plan:
     Attributes:
         settings: the experiment; policy, queue discipline, load and seed are the sweep's.
         profile: figures of the nodes.
+        earlier_profile: other figures, with which finished cells may have been run; None: there are none such.
         bounds: whether clairvoyant bounds are computed.
         limits: whether the highest loads are looked for.
         ablation: whether TOPSIS policies are run without each of their criteria.
@@ -43,6 +44,7 @@ class Plan:
     bounds: bool = True
     limits: bool = True
     ablation: bool = True
+    earlier_profile: PerformanceProfile | None = None
 
     @property
     def policies(self) -> list[Policy]:

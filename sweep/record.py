@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 
 from metric_collector import RunFolder
-from performance_profile import load_profile
+from performance_profile import PerformanceProfile, load_profile
 from run_figures import versions
 from scheduler import create_scheduler
 from settings import load_settings, require_known_models
@@ -123,7 +124,8 @@ def resumed(folder: Path, given: Mapping[str, Any]) -> Sweep:
 
     Args:
         folder: holds its sweep.json.
-        given: options beside `--resume`, by their names in SweepOptions; None where one was not given.
+        given: options beside `--resume`, by their names in SweepOptions, None where one was not given; and `mixed_profiles`,
+            whether finished cells may have been run with another profile.
 
     Raises:
         UsageError: the folder holds no sweep, an option differs from the sweep's, or something that bears on it has changed.
@@ -139,7 +141,11 @@ def resumed(folder: Path, given: Mapping[str, Any]) -> Sweep:
     before = record.model_dump(mode="json")
     for name, content in basis(plan).items():
         if changed := _first_difference(content, before[name]):
-            raise UsageError(f"--resume: {_BASIS[name]} changed since {folder} was begun: {changed}; begin a new sweep")
+            if name == "profile" and given["mixed_profiles"]:
+                plan = replace(plan, earlier_profile=PerformanceProfile.model_validate(record.profile))
+                continue
+            mixed = ", or give --mixed-profiles" if name == "profile" else ""
+            raise UsageError(f"--resume: {_BASIS[name]} changed since {folder} was begun: {changed}; begin a new sweep{mixed}")
     return Sweep(folder, record, plan)
 
 

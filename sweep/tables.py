@@ -11,6 +11,7 @@ from comparison.gaps import frontier, gaps
 from comparison.load_limits import LoadLimit
 from comparison.tables import ablation, compared, load_limits, pareto, reference_of
 from comparison.wording import notes, verdict
+from simulated_cluster import ignored_settings
 from sweep.cells import Cell, Result
 from sweep.computation import Window, bound_of
 from sweep.plan import Finish, Plan, find_limits, known_verdicts
@@ -92,11 +93,17 @@ def _content(sweep: Sweep, cells: pd.DataFrame, shown: Sequence[str]) -> dict[st
         plan.profile, list(plan.profile.nodes), settings.models, settings.requests.connections_per_node
     )
     loads = _loads(cells, window.length_s, capacity_per_s)
+    said = ignored_settings(settings)
+    if plan.earlier_profile:
+        said.append("Runs with two performance profiles are compared: a difference may be theirs and not the policies'.")
     return {
         "sweep_id": record.sweep_id,
         "created_at": record.created_at,
         "verdict": list(shown),
-        "notes": notes(
+        "performance_profile_sha256": plan.profile.sha256,
+        "warnings": said,
+        "notes": said
+        + notes(
             seeds=len(plan.seeds),
             duration_s=settings.duration_s,
             warm_up_s=window.since_s,

@@ -18,9 +18,10 @@ import yaml
 from rich.console import Console
 
 from compare_schedulers import main, parse_options, print_comparison
+from report import write_comparison_report
 from sweep import cells, record, store, workers
 from tests.helpers import default_profile, eventually
-from utils import PROJECT_ROOT
+from utils import PROJECT_ROOT, UsageError
 
 FEW = [
     "--schedulers",
@@ -42,7 +43,7 @@ CELL_COLUMNS = (
     "above_idle_per_on_time_task_j,load_fairness,adapted_deadline_compliance_rate,delivered_rate,response_mean_s,response_p95_s,"
     "failed,unanswered,missed,rank_reversal_rate,untrimmed_slo_compliance_rate,untrimmed_above_idle_per_task_j,utilisation_coral1,"
     "utilisation_coral2,utilisation_jetson1,utilisation_jetson2,utilisation_hailo1,utilisation_hailo2,scenario_sha256,"
-    "fixed_hard,fixed_normal,fixed_soft,untrimmed_fixed_deadline_compliance_rate"
+    "fixed_hard,fixed_normal,fixed_soft,untrimmed_fixed_deadline_compliance_rate,performance_profile_sha256"
 )
 
 
@@ -358,6 +359,25 @@ def test_profile_that_changed_is_refused_by_name(compare, folder, tmp_path):
     status, _, err = compare("--config", tmp_path / "config.yaml", resume=folder)
     assert status == 2 and "the performance profile changed since" in one_line(err)
     assert "cv.hailo: found 0.004, expected 0.003" in err
+
+
+def test_profile_that_changed_may_be_mixed_in_when_told(compare, folder, tmp_path):
+    old = pd.read_csv(folder / "cells.csv")
+    text = (PROJECT_ROOT / "config" / "performance_profile.yaml").read_text()
+    (tmp_path / "profile.yaml").write_text(text.replace("hailo: 0.003", "hailo: 0.004"))
+    (tmp_path / "config.yaml").write_text("performance_profile: profile.yaml\n")
+    options = ("--config", tmp_path / "config.yaml")
+    assert "or give --mixed-profiles" in compare(*options, resume=folder)[2]
+    missing = [path for path in (folder / "cells").iterdir() if '"kind": "run"' in path.read_text()][0]
+    missing.unlink()
+    status, out, _ = compare(*options, "--mixed-profiles", "--no-report", "--jobs", "1", resume=folder)
+    assert status == 0 and "two performance profiles are compared" in " ".join(out.split())
+    mixed = pd.read_csv(folder / "cells.csv")
+    assert sorted(mixed["performance_profile_sha256"].value_counts()) == [1, len(mixed) - 1]
+    assert set(old["performance_profile_sha256"]) < set(mixed["performance_profile_sha256"])
+    with pytest.raises(UsageError, match=r"cells\.csv: expected runs with one performance profile, found 2 .*--mixed-profiles$"):
+        write_comparison_report(folder)
+    write_comparison_report(folder, png=False, mixed_profiles=True)
 
 
 def test_nodes_in_another_order_are_refused(compare, folder, tmp_path):

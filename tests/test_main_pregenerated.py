@@ -18,9 +18,10 @@ from rich.console import Console
 import main_pregenerated
 from console import print_summary
 from inference_request import WORKERS
-from main_pregenerated import WallClock, build_scenario, choose_cluster, main, parse_options, say_power_metrics
+from main_pregenerated import WallClock, choose_cluster, main, parse_options, say_power_metrics
 from metric_collector import DEVICE_COLUMNS, RESULT_COLUMNS, RunFolder, decision_columns
 from prometheus_collector import PrometheusCollector
+from scenario import build_scenario
 from settings import load_settings
 from slo_monitor import VIOLATION_COLUMNS
 from task import PowerSample
@@ -397,6 +398,8 @@ def test_summary_on_the_terminal_shows_reasons_as_they_stand():
         "scheduler": "topsis",
         "cluster": "workers",
         "seed": 1,
+        "trace": None,
+        "delivered_rate_is_estimate": False,
         "tasks": {"generated": 0},
         "slo_compliance_rate_by_class": {},
         "window_s": 1.0,

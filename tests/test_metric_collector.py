@@ -321,6 +321,11 @@ FURTHER_KEYS = {
     "adapted_deadline_compliance_rate",
     "adapted_deadline_compliance_rate_by_class",
     "fixed_deadline_compliance_rate_by_class",
+    "trace",
+    "policy_seed",
+    "performance_profile_sha256",
+    "delivered_rate_is_estimate",
+    "in_cell_share_is_estimate",
 }
 
 

@@ -10,7 +10,15 @@ import pytest
 import yaml
 
 from main_pregenerated import main
-from performance_profile import Measurement, NodeMeans, load_profile, profile_text, remeasured, replace_keeping_old
+from performance_profile import (
+    Measurement,
+    NodeMeans,
+    PerformanceProfile,
+    load_profile,
+    profile_text,
+    remeasured,
+    replace_keeping_old,
+)
 from settings import DEFAULT_CONFIG, require_known_models
 from tests.helpers import default_settings
 from utils import UsageError
@@ -432,3 +440,15 @@ def test_disk_that_is_full_leaves_the_old_file_and_nothing_else(tmp_path, monkey
     with pytest.raises(OSError, match="No space left"):
         replace_keeping_old(path, "new")
     assert names_in(tmp_path) == ["p.yaml"] and path.read_text() == "old"
+
+
+def test_hash_is_of_the_content_and_not_of_the_text(tmp_path):
+    text = PROFILE.read_text()
+    same = tmp_path / "same.yaml"
+    same.write_text("# another comment\n" + yaml.safe_dump(yaml.safe_load(text), sort_keys=False))
+    other = tmp_path / "other.yaml"
+    other.write_text(text.replace("busy_w: 5.35", "busy_w: 5.36"))
+    assert load_profile(same).sha256 == load_profile(PROFILE).sha256 != load_profile(other).sha256
+    content = load_profile(PROFILE).model_dump()
+    turned = PerformanceProfile.model_validate({**content, "nodes": dict(reversed(content["nodes"].items()))})
+    assert turned.sha256 != load_profile(PROFILE).sha256  # ties go by the order of the nodes

@@ -14,7 +14,8 @@ import pytest
 from bounds import clairvoyant_bound, fixed_deadlines_s
 from command_line import StopSignal
 from deadline_adapter import DeadlineAdapter
-from main_pregenerated import build_scenario, main, run_experiment
+from main_pregenerated import main, run_experiment
+from scenario import build_scenario
 from scheduler import create_scheduler
 from simulated_cluster import SimulatedCluster
 from sweep.cells import source_hashes
