@@ -210,8 +210,9 @@ def _add_tables(run: _Run, page: Page) -> None:
     worst = violations.agg(
         late=("outcome", lambda of: (of == "late").sum()), failed=("outcome", lambda of: (of == "failed").sum())
     )
-    worst["excess_p50_s"] = violations["excess_s"].median()
-    page.table("violations", "Late and failed tasks", worst.astype(float).reset_index(), "results")
+    endless = run.violations["excess_s"].fillna(math.inf)  # a task that was never answered is over its deadline without end
+    worst["excess_p50_s"] = endless.groupby([run.violations["slo_class"], run.violations["model_name"]]).median()
+    page.table("violations", "Late and failed tasks", worst.astype(float).replace(math.inf, math.nan).reset_index(), "results")
     errors = run.tasks["error"][run.tasks["error"] != ""].value_counts().head(20)
     page.table("errors", "Why tasks failed", errors.rename_axis("error").reset_index(name="times"), "results")
     by_minute = pd.DataFrame(rows_at(run.summary, "by_minute"))

@@ -87,6 +87,27 @@ def test_a_run_whose_tasks_all_failed_has_a_page(run_folder):
     assert "no node serves &lt;vgg16&gt;" in text
 
 
+def test_times_of_unanswered_tasks_are_dashes_and_the_page_warns_of_them_first(run_folder, quick):
+    gone = dict.fromkeys(("response_time_s", "completion_time_s", "delivered"), "")
+    change_rows(
+        run_folder / "master_inference_results.csv",
+        lambda row: {**row, **gone, "outcome": "failed", "met_fixed_deadline": "false"} if row["slo_class"] == "hard" else row,
+    )
+    change_rows(next(run_folder.glob("slo_violations_*.csv")), lambda row: {**row, "excess_s": ""})
+    times = {"mean": None, "p50": 0.0351, "p90": 0.2, "p95": None, "p99": None, "p999": None, "max": None}
+    change_summary(run_folder, unanswered=42, warnings=["42 of 300 dispatched tasks have no answer"], response_time_s=times)
+    page = report.write_run_report(run_folder)
+    text = page.read_text()
+    assert text.index("42 of 300 dispatched tasks have no answer") < text.index("<figure")
+    assert "<b>35.1 ms</b>" in text and "p95 –, p99 – ms" in text and "nan" not in text[: text.index("<figure")]
+    tables = {}
+    for name, key in (("classes", "slo_class"), ("violations", "model_name")):
+        with (page.parent / "tables" / f"{name}.csv").open() as file:
+            tables[name] = {row[key]: row for row in csv.DictReader(file)}
+    assert tables["classes"]["hard"]["response_p50_s"] == "" != tables["classes"]["soft"]["response_p50_s"]
+    assert {row["excess_p50_s"] for row in tables["violations"].values()} == {""}
+
+
 def test_nodes_without_a_meter_leave_out_their_power(run_folder, quick):
     change_rows(
         next(run_folder.glob("scheduling_decisions_*.csv")),
