@@ -290,8 +290,14 @@ class Cluster(ABC):
         outcome = verdict(request.task, now_s - request.task.arrival_time_s)
         self._end(request, outcome, now_s, queue_time_s, inference_time_s)
 
-    def _attempt_failed(self, state: NodeState, request: Request, error: str, still_computed: bool = False) -> None:
-        """An attempt ended without an answer: place the task elsewhere, or end it. Hold the lock."""
+    def _attempt_failed(
+        self, state: NodeState, request: Request, error: str, still_computed: bool = False, refused: bool = False
+    ) -> None:
+        """An attempt ended without an answer: place the task elsewhere, or end it. Hold the lock.
+
+        A node that refused the request has cost no time: that is none of its `max_attempts`.
+        """
+        request.refusals += refused
         if still_computed:
             state.abandon(request, self.now_s())
         else:
@@ -303,7 +309,7 @@ class Cluster(ABC):
         task = request.task
         request.tried += (state.name,)
         in_time = self.now_s() < task.arrival_time_s + task.adapted_deadline_s
-        if in_time and request.attempts < self._settings.requests.max_attempts and request in self._open:
+        if in_time and request.attempts - request.refusals < self._settings.requests.max_attempts and request in self._open:
             self._place(request)
         else:
             self._end(request, Outcome.FAILED)

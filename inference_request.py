@@ -267,7 +267,7 @@ class HttpCluster(WallClockCluster):
             for name, outage in out.items()
         ]
         lines += [
-            f"{name} refused {model}, which other nodes served, and was not offered it until a probe was good: {reason}"
+            f"{name} answered {model} badly and was not offered it until a probe was good: {reason}"
             for (name, model), reason in self._ever_withheld.items()
         ]
         for name, reasons in self._failures.items():
@@ -360,7 +360,8 @@ class HttpCluster(WallClockCluster):
         still_computed = isinstance(error, NodeTimeout) and request in self._open
         if request in self._open:
             self._failures[node.name][str(error)] += 1
-        self._attempt_failed(node, request, f"{node.name}: {error}", still_computed)
+        refused = isinstance(error, RequestRefused | ModelAbsent)
+        self._attempt_failed(node, request, f"{node.name}: {error}", still_computed, refused)
         if has_to_go_out:
             self._take_out(node, str(error))
             self._changed[node.name].set()  # the health thread now waits otherwise

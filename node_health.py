@@ -27,7 +27,7 @@ class NodeHealth:
         health_interval_s: time between two questions to `/health` of a node that is up.
 
     Attributes:
-        withheld: models that the node is not offered, because it refuses them and other nodes do not.
+        withheld: models that the node is not offered, because it answers them badly, or refuses them and other nodes do not.
         distrusted: it is out by bad answers: only a good probe brings it back, health alone does not.
         outage_count: how often it went out.
     """
@@ -84,7 +84,7 @@ class NodeHealth:
             self._faults_in_a_row += 1
             if self._faults_in_a_row >= FAULTS_UNTIL_OUT and (own_fault or served_elsewhere):
                 return True
-        if self._refusals_in_a_row[model] >= FAULTS_UNTIL_OUT and served_elsewhere:
+        if self._refusals_in_a_row[model] >= FAULTS_UNTIL_OUT and (own_fault or served_elsewhere):
             self._withhold(model, now_s)
         return False
 

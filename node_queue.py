@@ -15,13 +15,25 @@ _RESULT = from_fields(TaskResult)
 class Request:
     """A task on its way through the cluster; it changes as the task is placed, sent and, perhaps, placed again."""
 
-    __slots__ = ("attempts", "device", "dispatch_time_s", "error", "node_name", "service_noise", "start_time_s", "task", "tried")
+    __slots__ = (
+        "attempts",
+        "device",
+        "dispatch_time_s",
+        "error",
+        "node_name",
+        "refusals",
+        "service_noise",
+        "start_time_s",
+        "task",
+        "tried",
+    )
 
     def __init__(self, task: Task, device: Device, service_noise: float) -> None:
         self.task = task
         self.device = device
         self.service_noise = service_noise
         self.attempts = 0
+        self.refusals = 0
         self.tried: tuple[str, ...] = ()
         self.node_name: str | None = None
         self.dispatch_time_s: float | None = None

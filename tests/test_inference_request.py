@@ -263,6 +263,27 @@ def test_request_that_all_nodes_refuse_takes_none_out(refusal):
     assert all(r.error.startswith(f"hailo1: HTTP {refusal.status}") for r in results)
 
 
+@pytest.mark.usefixtures("no_probe")
+@pytest.mark.parametrize("refusal", [REFUSED, ABSENT])
+def test_refusals_of_two_nodes_cost_no_attempt_so_that_a_third_one_is_asked(refusal):
+    with harness(by_model(resnet50=refusal), by_model(resnet50=refusal), Node()) as one:
+        results = [one.send() for _ in range(5)]
+        assert "jetson1" in one.up()
+    assert {(r.outcome, r.assigned_node) for r in results} == {(Outcome.ON_TIME, "jetson1")}
+    assert [r.attempts for r in results] == [3, 3, 3, 1, 1]
+
+
+@pytest.mark.usefixtures("no_probe")
+def test_model_that_two_nodes_answer_with_errors_comes_to_the_third():
+    with harness(by_model(resnet50=Reply(500)), by_model(resnet50=Reply(500)), Node()) as one:
+        for _ in range(3):
+            assert one.send().outcome is Outcome.FAILED  # two attempts
+            assert one.send(model="vgg16").assigned_node == "coral1"
+            one.policy.offers.clear()
+        assert one.send().assigned_node == "jetson1"
+        assert one.policy.offers == [["jetson1"]]
+
+
 def test_refusal_of_the_only_node_is_its_last_word_and_it_stays():
     with harness(Node(REFUSED)) as one:
         results = [one.send() for _ in range(4)]
@@ -283,7 +304,7 @@ def test_model_that_one_node_alone_answers_badly_is_withheld_from_it_and_the_oth
         assert len(refused) == 3 and one.up() == ["coral1", "hailo1"]
         assert one.cluster.nodes[0].offers == {"vgg16"}
         warning, told = one.cluster.warnings()
-    assert warning.startswith("coral1 refused resnet50, which other nodes served")
+    assert warning.startswith("coral1 answered resnet50 badly and was not offered it until a probe was good: ")
     assert told.startswith("coral1 served 5 of the 8 requests sent to it; 3 times: ")
     assert sum("coral1 is not offered resnet50" in message for message in caplog.messages) == 1
 

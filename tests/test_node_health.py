@@ -143,8 +143,8 @@ def test_third_bad_answer_in_a_row_takes_the_node_out_unless_it_is_shared_or_of_
     assert not health.refused("resnet50", 3.0, **kind)
 
 
-@pytest.mark.parametrize("kind, withheld", [(REFUSAL, True), (ABSENT, True), (SHARED, False), (OWN, False)])
-def test_model_that_others_serve_is_withheld_after_three_refusals_in_a_row(kind, withheld):
+@pytest.mark.parametrize("kind, withheld", [(REFUSAL, True), (ABSENT, True), (SHARED, False), (OWN, True)])
+def test_model_that_the_node_alone_is_to_blame_for_is_withheld_after_three_refusals_in_a_row(kind, withheld):
     health = up()
     for _ in range(3):
         health.refused("vgg16", 1.0, **kind)
