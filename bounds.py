@@ -1,9 +1,9 @@
 """What no policy can beat: the cluster's capacity, and clairvoyant lower bounds on misses and energy for the tasks of a trace.
 
 The world that is bounded (design, "Service"): task j arrives at a_j, has the fixed deadline d_j, takes s_jn seconds on the
-accelerator of node n without interruption, one task at a time, and e_jn = (busy_w − idle_w)·s_jn + overhead_w·o_n joules above
-idle. Half of the request overhead o_n passes before the accelerator and half after. So j meets its deadline on n only if it runs
-there inside its window [r, D], with r = a_j + o_n/2 and D = a_j + d_j − o_n/2.
+accelerator of node n without interruption, one task at a time, and e_jn = (busy_w − idle_w)·s_jn + overhead_w·o_jn joules above
+idle. Half of the request overhead o_jn passes before the accelerator and half after. So j meets its deadline on n only if it runs
+there inside its window [r, D], with r = a_j + o_jn/2 and D = a_j + d_j − o_jn/2.
 
 Relaxed, that is, allowed here though no real schedule can do it: the future is known; connections and queue orders do not bind;
 tasks outside of those given take no accelerator time, and late answers take it only in step 5; tasks of different blocks do not
@@ -174,6 +174,7 @@ def clairvoyant_bound(
     profile: PerformanceProfile,
     node_names: Sequence[str],
     until_s: float = math.inf,
+    overhead_noise: Floats | None = None,
 ) -> ClairvoyantBound:
     """Bounds for the schedules of some tasks; the module says how they are found and why they hold.
 
@@ -188,8 +189,11 @@ def clairvoyant_bound(
         node_names: the nodes of the cluster.
         until_s: when the last answer can come, on the clock of the arrivals: the end of the load and the drain timeout. The
             energy bound is for schedules that have answered every task by then.
+        overhead_noise: shape (n,), the same for the request overhead; None: each takes the mean.
     """
-    tasks = _Tasks.of(arrival_time_s, fixed_deadline_s, model_name, service_noise, profile, node_names)
+    if overhead_noise is None:
+        overhead_noise = np.full(len(arrival_time_s), np.nan)
+    tasks = _Tasks.of(arrival_time_s, fixed_deadline_s, model_name, service_noise, overhead_noise, profile, node_names)
     prices_j = _price_unit_j(profile, node_names) * np.array(_PRICES)
     horizon_s = until_s - float(arrival_time_s.min(initial=math.inf))
     free_w, time_w = np.zeros(len(node_names)), _time_prices_w(profile, node_names, model_name, horizon_s)
@@ -286,6 +290,7 @@ class _Tasks:
         fixed_deadline_s: Floats,
         model_name: Sequence[str],
         service_noise: Floats,
+        overhead_noise: Floats,
         profile: PerformanceProfile,
         node_names: Sequence[str],
     ) -> "_Tasks":
@@ -296,12 +301,12 @@ class _Tasks:
             [[profile.service_time_s(node).get(model, np.inf) for node in node_names] for model in profile.latency]
         )
         sigma = np.array([profile.sigma(node) for node in node_names])
-        half_s = np.array([profile.overhead_s(node) for node in node_names]) / 2
+        overhead_s = np.stack([profile.overhead_of_tasks_s(node, overhead_noise) for node in node_names], axis=1)
         service_s = means_s[code] * np.exp(np.multiply.outer(service_noise, sigma) - sigma**2 / 2)
-        release_s = np.add.outer(arrival_time_s, half_s)
-        due_s = np.add.outer(arrival_time_s + fixed_deadline_s, -half_s) + _WINDOW_SLACK_S
+        release_s = arrival_time_s[:, None] + overhead_s / 2
+        due_s = (arrival_time_s + fixed_deadline_s)[:, None] - overhead_s / 2 + _WINDOW_SLACK_S
         above_idle_w = np.array([profile.nodes[node].busy_w - profile.nodes[node].idle_w for node in node_names])
-        overhead_j = np.broadcast_to([profile.overhead_j(node) for node in node_names], service_s.shape)
+        overhead_j = np.array([profile.nodes[node].overhead_w for node in node_names]) * overhead_s
         return cls(release_s + service_s <= due_s, service_s, release_s, due_s, overhead_j, above_idle_w)
 
     def least_j(self, time_w: Floats) -> Floats:

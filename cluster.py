@@ -198,9 +198,9 @@ class Cluster(ABC):
                 return True
         return False
 
-    def place(self, task: Task, device: Device, service_noise: float) -> None:
+    def place(self, task: Task, device: Device, service_noise: float, overhead_noise: float | None = None) -> None:
         """Put a new task into the queue of the node that the scheduler chooses. Hold the lock."""
-        request = Request(task, device, service_noise)
+        request = Request(task, device, service_noise, overhead_noise)
         self._open[request] = None
         self._place(request)
 

@@ -316,7 +316,7 @@ class HttpCluster(WallClockCluster):
         try:
             client.connect()
             request.start_time_s = self.now_s()
-            answer = client.infer(model, request.service_noise, self._said[node.name].binary)
+            answer = client.infer(model, request.service_noise, self._said[node.name].binary, request.overhead_noise)
             completion_s = self.now_s()
             self._require_right(node, model, answer, completion_s - request.start_time_s)
         except NodeError as error:

@@ -81,13 +81,13 @@ def run_experiment(trace: Trace, cluster: Cluster, adapter: DeadlineAdapter, rec
     cluster.start_load()
     arrivals = trace.arrivals()
     for arrival in arrivals:
-        task, device, service_noise = arrival
+        task, device, service_noise, overhead_noise = arrival
         if not cluster.advance_to(task.arrival_time_s):
             arrivals = itertools.chain([arrival], arrivals)
             break
         with cluster.lock:
             if device.in_coverage:
-                cluster.place(adapter.adapt(task, device, cluster.can_meet), device, service_noise)
+                cluster.place(adapter.adapt(task, device, cluster.can_meet), device, service_noise, overhead_noise)
             else:
                 record(_not_placed(arrival, Outcome.SKIPPED))
     cluster.advance_to(trace.duration_s)
@@ -97,7 +97,7 @@ def run_experiment(trace: Trace, cluster: Cluster, adapter: DeadlineAdapter, rec
 
 
 def _not_placed(arrival: Arrival, outcome: Outcome) -> TaskResult:
-    return TaskResult(arrival.task, arrival.device, arrival.service_noise, outcome)
+    return TaskResult(arrival.task, arrival.device, arrival.service_noise, outcome, overhead_noise=arrival.overhead_noise)
 
 
 AnyCluster = TypeVar("AnyCluster", bound=Cluster)
@@ -389,7 +389,7 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignal) -> int:
             raise UsageError("power.host_metrics: emulated nodes have none of their own; give --prometheus-url")
         if options.repeat > 1 and kind == "simulated" and options.trace:
             raise UsageError("--repeat: a replay in virtual time gives the same numbers each time; leave --repeat or --trace out")
-        settings, scenario = build_scenario(settings, options.trace, options.duration)
+        settings, scenario = build_scenario(settings, options.trace, options.duration, profile.overhead_varies)
         if scenario.replay and scenario.replay.seed is not None and options.seed is None:
             settings = settings.replace(seed=scenario.replay.seed)  # a random policy draws what it drew in the run before
         last_settings = settings.replace(seed=settings.seed + options.repeat - 1) if kind == "simulated" else settings
@@ -403,7 +403,7 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignal) -> int:
     for seed_ in range(settings.seed, last_settings.seed + 1) if kind == "simulated" else [settings.seed] * options.repeat:
         if seed_ != settings.seed:
             with interruptible(stop):
-                settings, scenario = build_scenario(settings.replace(seed=seed_), None, None)
+                settings, scenario = build_scenario(settings.replace(seed=seed_), None, None, profile.overhead_varies)
         folder, summary = _one_run(command, settings, scenario)
         summaries[folder.summary] = summary
         if summary["interrupted"]:

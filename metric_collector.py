@@ -335,13 +335,15 @@ class MetricCollector:
         """
         fixed_deadline_s = tasks["fixed_deadline_s"]
         service_noise = np.zeros(len(tasks)) if estimate else tasks["service_noise"]
+        overhead_noise = np.full(len(tasks), np.nan) if estimate else tasks["overhead_noise"]
         achievable = np.zeros(len(tasks), dtype=bool)
         for model in self._settings.models:
             own = tasks.has_model(model)
             noise, within_s, met = service_noise[own], fixed_deadline_s[own], np.zeros(int(own.sum()), dtype=bool)
             for node in self._node_names:
                 if self._serves(node, model):
-                    met |= self._profile.overhead_s(node) + self._service_time_s(node, model, noise, estimate) <= within_s
+                    service_s = self._service_time_s(node, model, noise, estimate)
+                    met |= self._profile.overhead_of_tasks_s(node, overhead_noise[own]) + service_s <= within_s
             achievable[own] = met
         return achievable
 
@@ -377,8 +379,11 @@ class MetricCollector:
         """Energy above idle that the tasks of each model take on a node, joules."""
         figures = self._profile.nodes[node]
         for model in (model for model in self._settings.models if self._serves(node, model)):
-            service_s = self._service_time_s(node, model, tasks.of_model(model)["service_noise"], estimate)
-            yield (figures.busy_w - figures.idle_w) * float(service_s.sum()) + self._profile.overhead_j(node) * len(service_s)
+            of_model = tasks.of_model(model)
+            service_s = self._service_time_s(node, model, of_model["service_noise"], estimate)
+            overhead_noise = np.full(len(of_model), np.nan) if estimate else of_model["overhead_noise"]
+            overhead_s = self._profile.overhead_of_tasks_s(node, overhead_noise)
+            yield (figures.busy_w - figures.idle_w) * float(service_s.sum()) + figures.overhead_w * float(overhead_s.sum())
 
     def _not_drawn_j(self, facts: RunFacts, dispatched: TaskFigures) -> float:
         """What the tasks without an answer would have taken beyond what was drawn, joules above idle.

@@ -155,8 +155,10 @@ class NodeClient:
             except Exception as error:  # an address may break its look-up in many ways
                 raise self._unreachable(error, self._connect_timeout_s, NodeUnreachable) from error
 
-    def infer(self, model: str, service_noise: float, binary: bool) -> Answer:
+    def infer(self, model: str, service_noise: float, binary: bool, overhead_noise: float | None = None) -> Answer:
         """Send one image and wait for the answer; the connection must be open.
+
+        Emulated nodes draw service time and request overhead from the noises, which real servers ignore.
 
         Raises:
             NodeUnreachable: the connection broke or timed out.
@@ -169,6 +171,8 @@ class NodeClient:
         else:
             path, body, content_type = self._path, _json_body(model), "application/json"
         headers = {"Content-Type": content_type, "X-Service-Noise": repr(service_noise)}
+        if overhead_noise is not None:
+            headers["X-Overhead-Noise"] = repr(overhead_noise)
         status, content = self._exchange("POST", path, self._request_timeout_s, body, headers)
         if status == 200:
             return _answer(content)

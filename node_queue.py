@@ -21,6 +21,7 @@ class Request:
         "dispatch_time_s",
         "error",
         "node_name",
+        "overhead_noise",
         "refusals",
         "service_noise",
         "start_time_s",
@@ -28,10 +29,11 @@ class Request:
         "tried",
     )
 
-    def __init__(self, task: Task, device: Device, service_noise: float) -> None:
+    def __init__(self, task: Task, device: Device, service_noise: float, overhead_noise: float | None = None) -> None:
         self.task = task
         self.device = device
         self.service_noise = service_noise
+        self.overhead_noise = overhead_noise
         self.attempts = 0
         self.refusals = 0
         self.tried: tuple[str, ...] = ()
@@ -62,6 +64,7 @@ class Request:
                 server_queue_time_s,
                 inference_time_s,
                 self.error if completion_time_s is None else None,
+                self.overhead_noise,
             )
         )
 

@@ -14,11 +14,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 from pydantic import AwareDatetime, Field, model_validator
 
 from utils import StrictModel, UsageError, YamlDumper, read_yaml, validated
 
+Floats = NDArray[np.float64]
 Provenance = Literal["measured", "published", "estimated", "mixed"]
 
 # What a node of any kind can have: a number beyond is a slip of the unit or of the hand, and its results would be none.
@@ -34,7 +37,8 @@ class NodeFigures(StrictModel):
     """Power of one node, watts at its supply, and what one HTTP request costs beside the inference, milliseconds.
 
     `overhead_w` is what each request draws above idle while it is received or answered, which is the request overhead, half of it
-    before the accelerator and half after: the host's own work.
+    before the accelerator and half after: the host's own work. `overhead_cv` is the coefficient of variation of the overhead from
+    request to request.
     """
 
     accelerator: str
@@ -45,6 +49,8 @@ class NodeFigures(StrictModel):
     overhead_provenance: Provenance
     overhead_w: Watts = 0.0
     overhead_w_provenance: Provenance = "estimated"
+    overhead_cv: Variation = 0.0
+    overhead_cv_provenance: Provenance = "estimated"
 
     @model_validator(mode="after")
     def _busy_draws_no_less(self) -> Self:
@@ -129,6 +135,20 @@ class PerformanceProfile(StrictModel):
         """Request overhead of `node` in seconds: round trip minus accelerator time."""
         return self.nodes[node].request_overhead_ms / 1e3
 
+    @property
+    def overhead_varies(self) -> bool:
+        """Whether the request overhead of some node differs from task to task."""
+        return any(node.overhead_cv > 0 for node in self.nodes.values())
+
+    def overhead_of_tasks_s(self, node: str, overhead_noise: Floats) -> Floats:
+        """Request overhead of tasks on `node` by their own noise, shape (n,), seconds; the mean for a task without one, NaN.
+
+        Log-normal like the service time, with the mean of the profile: recorded overheads have a tail to the right, and none is
+        below 0.
+        """
+        factor = lognormal_factor(self.overhead_sigma(node), overhead_noise)
+        return np.where(np.isnan(overhead_noise), 1.0, factor) * self.overhead_s(node)
+
     def overhead_j(self, node: str) -> float:
         """Mean energy above idle that the request overhead takes on `node`, joules."""
         return self.nodes[node].overhead_w * self.overhead_s(node)
@@ -143,7 +163,11 @@ class PerformanceProfile(StrictModel):
 
     def sigma(self, node: str) -> float:
         """Shape of the log-normal service time of `node`: σ² = ln(1 + cv²)."""
-        return math.sqrt(math.log1p(self.cv[self.nodes[node].accelerator] ** 2))
+        return _lognormal_sigma(self.cv[self.nodes[node].accelerator])
+
+    def overhead_sigma(self, node: str) -> float:
+        """Shape of the log-normal request overhead of `node`."""
+        return _lognormal_sigma(self.nodes[node].overhead_cv)
 
     def emulation_slice(self, node: str) -> dict[str, Any]:
         """What an emulated inference server must know of itself, as JSON-able values."""
@@ -155,9 +179,20 @@ class PerformanceProfile(StrictModel):
             "busy_w": own.busy_w,
             "request_overhead_ms": own.request_overhead_ms,
             "overhead_w": own.overhead_w,
+            "overhead_cv": own.overhead_cv,
             "cv": self.cv[own.accelerator],
             "mean_ms": {model: figures.mean_ms[node] for model, figures in self.latency.items() if node in figures.mean_ms},
         }
+
+
+def _lognormal_sigma(cv: float) -> float:
+    return math.sqrt(math.log1p(cv**2))
+
+
+def lognormal_factor(sigma: float, noise: Floats) -> Floats:
+    """exp(σz − σ²/2) for standard normal z: a log-normal factor of mean 1."""
+    factor: Floats = np.exp(sigma * noise - sigma**2 / 2)
+    return factor
 
 
 def load_profile(path: Path) -> PerformanceProfile:

@@ -53,7 +53,8 @@ PROGRAM = "profile_nodes.py"
 DEFAULT_REQUESTS, DEFAULT_WARM_UP, DEFAULT_SEED = 200, 10, 42
 COLUMNS = """
 idle_w, busy_w: watts of the whole node at its supply, accelerator idle and accelerator busy; not measured by profile_nodes.py.
-overhead_w: watts above idle while a request is received or answered; not measured by profile_nodes.py.
+overhead_w, overhead_cv: watts above idle while a request is received or answered, and the coefficient of variation of
+    request_overhead_ms from request to request; not measured by profile_nodes.py.
 mean_ms: mean accelerator time inside the server (input copy + invoke), HTTP excluded, batch 1, 224x224x3 uint8.
 cv: coefficient of variation (std / mean) of that time: root mean square over the measured nodes and models of an accelerator;
     as before where not every model of the accelerator was measured.

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from mobility.mobility_manager import Cell, Mobility, MobilityManager
 from settings import DeviceSettings, Duration, Load, Seed, Settings
-from task_generator import MOST_TRACE_BYTES, Trace, generate_trace, load_trace, recorded_mobility, save_trace
+from task_generator import MOST_TRACE_BYTES, OVERHEAD_NOISE, Trace, generate_trace, load_trace, recorded_mobility, save_trace
 from utils import StrictModel, UsageError, open_to_read, validated, write_failure, write_json_atomically
 
 _MOST_META_BYTES = 2**20
@@ -68,20 +68,28 @@ class Scenario:
     warnings: Sequence[str] = ()
 
 
-def build_scenario(settings: Settings, trace_file: Path | None, duration_s: float | None) -> tuple[Settings, Scenario]:
+def build_scenario(
+    settings: Settings, trace_file: Path | None, duration_s: float | None, overhead_varies: bool = False
+) -> tuple[Settings, Scenario]:
     """The world of the run, drawn from the seed or read from `trace_file`, and the settings that describe it.
 
     A replay takes the duration of its trace and, where they are known, its load and its devices; a shorter `duration_s` cuts it.
+    Where request overheads vary (`overhead_varies`), a world that is drawn holds their noise.
 
     Raises:
         UsageError: the trace file cannot be run.
     """
     if trace_file is None:
         mobility = MobilityManager(settings.devices, settings.seed)
-        return settings, Scenario(generate_trace(settings, mobility), mobility, range(mobility.device_count))
+        return settings, Scenario(generate_trace(settings, mobility, overhead_varies), mobility, range(mobility.device_count))
     trace = load_trace(trace_file, settings)
     sha256 = _file_sha256(trace_file)
-    warnings: list[str] = []
+    warnings = []
+    if overhead_varies and trace.overhead_noise is None:
+        warnings.append(
+            f"{trace_file} has no column {OVERHEAD_NOISE}: every request takes the mean request overhead,"
+            " whatever overhead_cv the profile has"
+        )
     try:
         meta, walked = _fitting_meta(meta_path(trace_file), sha256, trace, settings)
         trace = replace(trace, duration_s=meta.duration_s)
@@ -89,14 +97,14 @@ def build_scenario(settings: Settings, trace_file: Path | None, duration_s: floa
         replay = Replay(trace_file, sha256, meta.seed, meta.load)
     except UsageError as error:
         walked, replay = None, Replay(trace_file, sha256)
-        warnings = [f"delivered_rate and in_cell_share are estimates: {error}", *_rate_hint(trace_file, trace, settings)]
+        warnings += [f"delivered_rate and in_cell_share are estimates: {error}", *_rate_hint(trace_file, trace, settings)]
     if duration_s is not None and duration_s < trace.duration_s:
         trace = trace.before(duration_s)
     if not len(trace):
         raise UsageError(f"--duration: {trace_file} holds no task before {duration_s:g} s")
     settings = settings.replace(duration_s=trace.duration_s)
     if walked:
-        return settings, Scenario(trace, walked, range(walked.device_count), replay)
+        return settings, Scenario(trace, walked, range(walked.device_count), replay, warnings)
     device_ids = sorted(set(trace.device_id.tolist()))
     return settings, Scenario(trace, recorded_mobility(settings, trace), device_ids, replay, warnings)
 

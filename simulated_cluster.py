@@ -1,8 +1,9 @@
 """The same cluster in virtual time: an event-driven model of the nodes that an emulated run plays on the wall clock.
 
 A node is its queue, its pool of connections, half the request overhead before and half after, and one accelerator served first
-come first served. The service time of a task is the profile's mean times the task's own noise, as on an emulated node. Power is
-seen as the real pipeline sees it, a mean over the last whole second that arrives late; energy is exact.
+come first served in the order of sending. The service time of a task is the profile's mean times the task's own noise, as on an
+emulated node; so is its request overhead where the profile lets that vary. Power is seen as the real pipeline sees it, a mean
+over the last whole second that arrives late; energy is exact.
 """
 
 import heapq
@@ -136,6 +137,7 @@ class SimulatedCluster(Cluster):
         self._sequence = count()
         self._events: list[tuple[float, int, int, NodeState | None, Request | None, float, float]] = []
         self._half_overhead_s = {name: profile.overhead_s(name) / 2 for name in node_names}
+        self._overhead_sigma = {name: profile.overhead_sigma(name) for name in node_names}
         self._accelerators = {
             name: Accelerator(
                 _true_service_time(profile, name) if service_time is None else _at_node(service_time, name),
@@ -212,6 +214,9 @@ class SimulatedCluster(Cluster):
         request = node.take(now_s)
         request.start_time_s = now_s
         half_s = self._half_overhead_s[node.name]
+        if request.overhead_noise is not None:
+            sigma = self._overhead_sigma[node.name]
+            half_s *= math.exp(sigma * request.overhead_noise - sigma**2 / 2)
         ready_s = now_s + half_s
         accelerator = self._accelerators[node.name]
         start_s, end_s = accelerator.serve(request.task, request.service_noise, ready_s)

@@ -61,11 +61,15 @@ class Task(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """One row of a trace: the task, its device at that instant, and the task's own standard normal service noise."""
+    """One row of a trace: the task, its device at that instant, and the task's own standard normal noises.
+
+    `overhead_noise` is None where request overheads do not vary.
+    """
 
     task: Task
     device: Device
     service_noise: float
+    overhead_noise: float | None = None
 
 
 class Outcome(StrEnum):
@@ -99,6 +103,7 @@ class TaskResult(NamedTuple):
     server_queue_time_s: float | None = None
     inference_time_s: float | None = None
     error: str | None = None
+    overhead_noise: float | None = None
 
     @property
     def response_time_s(self) -> float | None:

@@ -26,6 +26,7 @@ _KEPT = (
     "start_time_s",
     "completion_time_s",
     "inference_time_s",
+    "overhead_noise",
 )
 _NAN = math.nan
 _OUTCOME_CODE = {outcome: float(code) for code, outcome in enumerate(Outcome)}
@@ -35,10 +36,9 @@ class TaskFigures:
     """Columns of some tasks, arrays of shape (n,): floats, NaN where a task has no such figure, and the ids, which are integers.
 
     Columns: task_id, device_id; arrival_time_s, base_deadline_s, fixed_deadline_s, service_noise, dispatch_time_s, start_time_s,
-    completion_time_s, inference_time_s; dispatch_lag_s, waiting_time_s and response_time_s, which count from the arrival;
-    met_fixed_deadline and met_base_deadline, 1 or 0, NaN for a task that was not dispatched to its end. Columns hold the tasks
-    in the order in which they ended. Texts are asked for by `in_class`, `of_model`, `on_node`
-    and `of`.
+    completion_time_s, inference_time_s, overhead_noise; dispatch_lag_s, waiting_time_s and response_time_s, which count from the
+    arrival; met_fixed_deadline and met_base_deadline, 1 or 0, NaN for a task that was not dispatched to its end. Columns hold the
+    tasks in the order in which they ended. Texts are asked for by `in_class`, `of_model`, `on_node` and `of`.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class TaskLog:
 
     def record(self, result: TaskResult) -> None:
         """Keep the figures of a task that has ended."""
-        task, _, noise, outcome, node, _, dispatch_s, start_s, completion_s, _, inference_s, _ = result
+        task, _, noise, outcome, node, _, dispatch_s, start_s, completion_s, _, inference_s, _, overhead_noise = result
         task_id, device_id, _, model, slo_class, arrival_s, base_deadline_s, _, fixed_deadline_s = task
         self._ids.extend((task_id, device_id))
         self._rows.extend(
@@ -128,6 +128,7 @@ class TaskLog:
                 _NAN if start_s is None else start_s,
                 _NAN if completion_s is None else completion_s,
                 _NAN if inference_s is None else inference_s,
+                _NAN if overhead_noise is None else overhead_noise,
             )
         )
 

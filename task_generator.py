@@ -39,6 +39,8 @@ TRACE_COLUMNS = (
     "in_coverage",
     "service_noise",
 )
+OVERHEAD_NOISE = "overhead_noise"
+"""An optional last column of a trace: standard normal, like service_noise; there where request overheads vary."""
 MOST_TASKS, MOST_DEVICE_SECONDS = 10**7, 10**8
 """Most tasks of a run, and most seconds of all its devices' paths together: about 10 GB and 3 GB of memory."""
 MOST_TRACE_BYTES, _LONGEST_LINE = 2**31, 2**16
@@ -70,7 +72,8 @@ class Names:
 class Trace:
     """All tasks of a run in order of arrival, one array entry per task; the columns of the trace file (design: TRACE_COLUMNS).
 
-    `position_m` and `velocity_mps` have shape (2, tasks); `duration_s` is the length of the load in seconds.
+    `position_m` and `velocity_mps` have shape (2, tasks); `duration_s` is the length of the load in seconds; `overhead_noise` is
+    None where request overheads do not vary.
     """
 
     duration_s: float
@@ -85,6 +88,7 @@ class Trace:
     velocity_mps: Floats
     in_coverage: NDArray[np.bool_]
     service_noise: Floats
+    overhead_noise: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.task_id)
@@ -110,10 +114,12 @@ class Trace:
             vy_mps,
             inside,
             noise,
+            *overhead_noise,
         ) in self._blocks():
+            overhead = overhead_noise[0] if overhead_noise else [None] * len(noise)
             tasks = zip(task_id, device_id, kind, model, slo_class, arrival_s, base_s, base_s, base_s, strict=True)
             devices = zip(device_id, kind, x_m, y_m, vx_mps, vy_mps, inside, strict=True)
-            yield from map(_ARRIVAL, zip(map(_TASK, tasks), map(_DEVICE, devices), noise, strict=True))
+            yield from map(_ARRIVAL, zip(map(_TASK, tasks), map(_DEVICE, devices), noise, overhead, strict=True))
 
     def _blocks(self) -> Iterator[tuple[list[Any], ...]]:
         """The columns of the trace file as lists of Python values, a few thousand rows at a time."""
@@ -131,6 +137,7 @@ class Trace:
                 *self.velocity_mps[:, first:last].tolist(),
                 self.in_coverage[first:last].tolist(),
                 self.service_noise[first:last].tolist(),
+                *([] if self.overhead_noise is None else [self.overhead_noise[first:last].tolist()]),
             )
 
     def device(self, index: int) -> Device:
@@ -162,21 +169,23 @@ class Trace:
             velocity_mps=self.velocity_mps[:, :n],
             in_coverage=self.in_coverage[:n],
             service_noise=self.service_noise[:n],
+            overhead_noise=None if self.overhead_noise is None else self.overhead_noise[:n],
         )
 
 
 _TASK, _DEVICE, _ARRIVAL = from_fields(Task), from_fields(Device), from_fields(Arrival)
 
 
-def generate_trace(settings: Settings, mobility: MobilityManager) -> Trace:
+def generate_trace(settings: Settings, mobility: MobilityManager, overhead_varies: bool = False) -> Trace:
     """Draw every task of a run.
 
     Args:
         settings: the experiment.
         mobility: the devices' paths, made from the same seed.
+        overhead_varies: whether tasks get an `overhead_noise`; nothing else changes with it.
 
     Returns:
-        The trace; a function of the settings alone.
+        The trace; a function of the arguments alone.
 
     Raises:
         UsageError: no device of the population sends tasks, or the run is too large for any memory.
@@ -216,6 +225,7 @@ def generate_trace(settings: Settings, mobility: MobilityManager) -> Trace:
         velocity_mps=velocity,
         in_coverage=mobility.cell.covers(*position),
         service_noise=random_stream(seed, "service_noise").standard_normal(n),
+        overhead_noise=random_stream(seed, "overhead_noise").standard_normal(n) if overhead_varies else None,
     )
 
 
@@ -269,6 +279,7 @@ def scenario_sha256(settings: Settings, trace: Trace) -> str:
         trace.velocity_mps,
         trace.in_coverage,
         trace.service_noise,
+        *([] if trace.overhead_noise is None else [trace.overhead_noise]),
     ):
         digest.update(np.ascontiguousarray(column).astype(column.dtype.newbyteorder("<")).tobytes())
     return digest.hexdigest()
@@ -284,7 +295,7 @@ def save_trace(trace: Trace, path: Path) -> None:
     try:
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(TRACE_COLUMNS)
+            writer.writerow(TRACE_COLUMNS if trace.overhead_noise is None else (*TRACE_COLUMNS, OVERHEAD_NOISE))
             writer.writerows(_with_flag_text(row) for row in trace.rows())
     except OSError as error:
         raise write_failure(f"--save-trace: {path} cannot be written", error) from None
@@ -350,8 +361,9 @@ class _TraceReader:
         self._require("arrival_time_s", np.diff(arrival_time_s, prepend=0.0) >= 0, "times in non-decreasing order")
         base_deadline_s = self._numbers("base_deadline_s")
         self._require("base_deadline_s", base_deadline_s > 0, "a deadline above 0")
-        service_noise = self._numbers("service_noise")
-        self._require("service_noise", np.abs(service_noise) <= 10, "a standard normal number within ±10")
+        noises = {name: self._numbers(name) for name in ("service_noise", OVERHEAD_NOISE) if name in self._columns}
+        for name, noise in noises.items():
+            self._require(name, np.abs(noise) <= 10, "a standard normal number within ±10")
         task_id = self._integers("task_id")
         self._require("task_id", np.isin(np.arange(len(task_id)), np.unique(task_id, return_index=True)[1]), "each id once")
         position = np.stack([self._numbers("device_x_m"), self._numbers("device_y_m")])
@@ -376,7 +388,8 @@ class _TraceReader:
             position_m=position,
             velocity_mps=velocity,
             in_coverage=in_coverage,
-            service_noise=service_noise,
+            service_noise=noises["service_noise"],
+            overhead_noise=noises.get(OVERHEAD_NOISE),
         )
 
     def _require(self, column: str, holds: NDArray[np.bool_], expected: str) -> None:

@@ -311,6 +311,7 @@ RANDOM_STREAMS = (
     "service_noise",
     "policy",
     "devices_of_arrivals",
+    "overhead_noise",
 )
 
 

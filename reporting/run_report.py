@@ -286,6 +286,7 @@ def _add_profile(profile: PerformanceProfile, page: Page) -> None:
             "power_provenance": node.power_provenance,
             "request_overhead_s": node.request_overhead_ms / 1e3,
             "overhead_provenance": node.overhead_provenance,
+            "overhead_cv": node.overhead_cv,
             "overhead_w": node.overhead_w,
         }
         for name, node in profile.nodes.items()

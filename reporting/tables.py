@@ -73,6 +73,7 @@ _COLUMNS = {
     "overhead_w": ("during overhead, above idle", "w"),
     "power_provenance": ("power is", "text"),
     "request_overhead_s": ("request overhead", "ms"),
+    "overhead_cv": ("cv of the overhead", "number"),
     "overhead_provenance": ("overhead is", "text"),
     "provenance": ("provenance", "text"),
     "least_mean_s": ("fastest node", "ms"),

@@ -13,6 +13,7 @@ from comparison.load_limits import SHARE_OF_ACHIEVABLE
 from deadline_adapter import DeadlineAdapter
 from main_pregenerated import run_experiment
 from metric_collector import MetricCollector
+from performance_profile import PerformanceProfile
 from run_figures import jain_index, mean, ratio, times_of_all
 from scenario import Scenario, build_scenario
 from scheduler import create_scheduler
@@ -89,11 +90,13 @@ class _LastWorld(threading.local):
 _last = _LastWorld()
 
 
-def _world(settings: Settings) -> _World:
-    key = settings.model_dump_json(include={"seed", "duration_s", "devices", "load", "models", "slo_classes", "exit_safety"})
+def _world(settings: Settings, profile: PerformanceProfile) -> _World:
+    key = f"{profile.overhead_varies} " + settings.model_dump_json(
+        include={"seed", "duration_s", "devices", "load", "models", "slo_classes", "exit_safety"}
+    )
     if _last.world is None or _last.key != key:
         _last.world = None
-        _, scenario = build_scenario(settings, None, None)
+        _, scenario = build_scenario(settings, None, None, profile.overhead_varies)
         trace, window = scenario.trace, Window.of(settings.duration_s)
         counted = trace.in_coverage & (trace.arrival_time_s >= window.since_s) & (trace.arrival_time_s < window.before_s)
         _last.world = _World(scenario, scenario_sha256(settings, trace), fixed_deadlines_s(trace, settings), counted)
@@ -104,7 +107,7 @@ def _world(settings: Settings) -> _World:
 def _run(cell: Cell) -> Result:
     """A policy's row of cells.csv and its compliance per minute."""
     settings, profile = cell.settings, cell.profile
-    world, names = _world(settings), list(profile.nodes)
+    world, names = _world(settings, profile), list(profile.nodes)
     scheduler = create_scheduler(settings.scheduler, settings, random_stream(settings.seed, "policy"))
     probe = None
     if isinstance(scheduler, TopsisScheduler) and type(scheduler).schedule is TopsisScheduler.schedule:
@@ -117,7 +120,7 @@ def _run(cell: Cell) -> Result:
     dispatched = collector.tasks().of(*DISPATCHED)
     window = Window.of(settings.duration_s)
     counted = dispatched.arriving(*window)
-    utilisation = {name: _busy_s(dispatched.on_node(name), profile.overhead_s(name), window) / window.length_s for name in names}
+    utilisation = {name: _busy_s(dispatched.on_node(name), profile, name, window) / window.length_s for name in names}
     unanswered = counted.unanswered
     answered = counted.where(~np.isnan(counted["completion_time_s"]))
     untrimmed_met = mean(dispatched["met_fixed_deadline"])
@@ -173,12 +176,12 @@ def _energy_figures(tasks: TaskFigures, collector: MetricCollector) -> dict[str,
     }
 
 
-def _busy_s(tasks: TaskFigures, overhead_s: float, window: Window) -> float:
+def _busy_s(tasks: TaskFigures, profile: PerformanceProfile, node: str, window: Window) -> float:
     """Seconds within the window that the accelerator of a node was busy with `tasks`, all of that node.
 
     Half of a request's overhead lies behind its inference.
     """
-    end_s = tasks["completion_time_s"] - overhead_s / 2
+    end_s = tasks["completion_time_s"] - profile.overhead_of_tasks_s(node, tasks["overhead_noise"]) / 2
     start_s = end_s - tasks["inference_time_s"]
     inside_s = np.minimum(end_s, window.before_s) - np.maximum(start_s, window.since_s)
     return float(np.nansum(np.maximum(inside_s, 0.0)))
@@ -193,7 +196,7 @@ def _compliance_by_minute(dispatched: TaskFigures) -> list[tuple[int, float]]:
 
 def _bound(cell: Cell) -> Result:
     """What no policy can beat in this scenario."""
-    world = _world(cell.settings)
+    world = _world(cell.settings, cell.profile)
     trace, counted = world.scenario.trace, world.counted
     bound = clairvoyant_bound(
         trace.arrival_time_s[counted],
@@ -203,6 +206,7 @@ def _bound(cell: Cell) -> Result:
         cell.profile,
         list(cell.profile.nodes),
         until_s=cell.settings.duration_s + cell.settings.requests.drain_timeout_s,
+        overhead_noise=None if trace.overhead_noise is None else trace.overhead_noise[counted],
     )
     return {**vars(bound), "prices": [list(pair) for pair in bound.prices]}
 
@@ -251,7 +255,7 @@ def _limit(cell: Cell) -> Result:
     None where no task is dispatched in the window.
     """
     settings, profile = cell.settings, cell.profile
-    world, names = _world(settings), list(profile.nodes)
+    world, names = _world(settings, profile), list(profile.nodes)
     if not world.counted.any():
         return {"meets": None}
     due_s = (world.scenario.trace.arrival_time_s + world.fixed_deadline_s)[world.counted]
@@ -274,6 +278,7 @@ def _achievable(world: _World, cell: Cell) -> int:
     columns = {
         "fixed_deadline_s": world.fixed_deadline_s,
         "service_noise": trace.service_noise,
+        "overhead_noise": np.full(len(trace), np.nan) if trace.overhead_noise is None else trace.overhead_noise,
         "model_name": model.codes.astype(float),
     }
     codes: dict[str | None, float] = {name: float(code) for code, name in enumerate(model.names)}

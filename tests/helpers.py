@@ -235,7 +235,7 @@ class VirtualCluster(Cluster):
         if reason := self._attempt_fails(node.name, request.task):
             self.at(self._now_s, lambda: self._broke(node, request, reason))
             return
-        half_s = self._profile.overhead_s(node.name) / 2
+        half_s = true_overhead_s(self._profile, node.name, request.overhead_noise) / 2
         ready_s = self._now_s + half_s
         start_s = max(ready_s, self._accelerator_free_s[node.name])
         service_s = true_service_s(self._profile, node.name, request.task.model_name, request.service_noise)
@@ -259,6 +259,12 @@ def true_service_s(profile: PerformanceProfile, node: str, model: str, noise: fl
     """The design's service time: profile mean × exp(σz − σ²/2)."""
     sigma = profile.sigma(node)
     return profile.service_time_s(node)[model] * math.exp(sigma * noise - sigma**2 / 2)
+
+
+def true_overhead_s(profile: PerformanceProfile, node: str, noise: float | None) -> float:
+    """The same for the request overhead; without noise its mean."""
+    sigma = math.sqrt(math.log(1 + profile.nodes[node].overhead_cv ** 2))
+    return profile.overhead_s(node) * (1.0 if noise is None else math.exp(sigma * noise - sigma**2 / 2))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from scheduler import SCHEDULERS, create_scheduler
 from simulated_cluster import SimulatedCluster
 from task import DISPATCHED, TaskResult
 from task_generator import generate_trace
-from tests.helpers import default_profile, default_settings, small_profile
+from tests.helpers import default_profile, default_settings, small_profile, true_overhead_s
 from utils import random_stream
 
 TWO_NODES = {"fast": {"small": 60.0, "large": 120.0}, "slow": {"small": 110.0, "large": 300.0}}
@@ -44,7 +44,7 @@ def fits(jobs):
     return False
 
 
-def schedules(arrival_s, deadline_s, models, noise, profile, horizon_s):
+def schedules(arrival_s, deadline_s, models, noise, overhead_noise, profile, horizon_s):
     """Misses and energy of every schedule that answers all tasks; late answers only have to fit into the horizon."""
     nodes = list(profile.nodes)
     service_s = [
@@ -52,17 +52,17 @@ def schedules(arrival_s, deadline_s, models, noise, profile, horizon_s):
         for model, z in zip(models, noise, strict=True)
     ]
     watts = [profile.nodes[node].busy_w - profile.nodes[node].idle_w for node in nodes]
-    half_s = [profile.overhead_s(node) / 2 for node in nodes]
+    half_s = [[true_overhead_s(profile, node, z) / 2 for node in nodes] for z in overhead_noise]
 
     def job(j, n):
-        return arrival_s[j] + half_s[n], arrival_s[j] + deadline_s[j] - half_s[n], service_s[j][n]
+        return arrival_s[j] + half_s[j][n], arrival_s[j] + deadline_s[j] - half_s[j][n], service_s[j][n]
 
     outcomes = set()
     for chosen in itertools.product(itertools.product(range(len(nodes)), [True, False]), repeat=len(models)):
         time_s = [sum(service_s[j][n] for j, (at, _) in enumerate(chosen) if at == n) for n in range(len(nodes))]
         jobs = [[job(j, n) for j, (at, on_time) in enumerate(chosen) if at == n and on_time] for n in range(len(nodes))]
         if max(time_s) <= horizon_s and all(fits(of_node) for of_node in jobs):
-            overheads_j = sum(profile.nodes[nodes[at]].overhead_w * 2 * half_s[at] for at, _ in chosen)
+            overheads_j = sum(profile.nodes[nodes[at]].overhead_w * 2 * half_s[j][at] for j, (at, _) in enumerate(chosen))
             outcomes.add((sum(not on_time for _, on_time in chosen), sum(np.multiply(watts, time_s)) + overheads_j))
     return outcomes
 
@@ -77,14 +77,16 @@ def small_instance(seed):
     profile = small_profile(TWO_NODES, overhead_ms=float(rng.choice([0.0, 20.0])), cv=float(rng.choice([0.0, 0.1])))
     nodes = {**profile.nodes, "slow": profile.nodes["slow"].model_copy(update={"busy_w": 2.0 + float(rng.choice([0.5, 3.0]))})}
     noise = rng.standard_normal(n)
-    nodes = {name: node.model_copy(update={"overhead_w": float(rng.choice([0.0, 4.0]))}) for name, node in nodes.items()}
-    return arrival_s, deadline_s, models, noise, profile.model_copy(update={"nodes": nodes})
+    for name in nodes:
+        overhead = {"overhead_w": float(rng.choice([0.0, 4.0])), "overhead_cv": float(rng.choice([0.0, 0.5]))}
+        nodes[name] = nodes[name].model_copy(update=overhead)
+    return arrival_s, deadline_s, models, noise, rng.standard_normal(n), profile.model_copy(update={"nodes": nodes})
 
 
 def require_below_optimum(seed, until_s=math.inf):
-    arrival_s, deadline_s, models, noise, profile = small_instance(seed)
-    found = clairvoyant_bound(arrival_s, deadline_s, models, noise, profile, list(profile.nodes), until_s)
-    outcomes = schedules(arrival_s, deadline_s, models, noise, profile, until_s - arrival_s[0])
+    arrival_s, deadline_s, models, noise, overhead_noise, profile = small_instance(seed)
+    found = clairvoyant_bound(arrival_s, deadline_s, models, noise, profile, list(profile.nodes), until_s, overhead_noise)
+    outcomes = schedules(arrival_s, deadline_s, models, noise, overhead_noise, profile, until_s - arrival_s[0])
     least_j = [min((j + price_j * m for m, j in outcomes), default=math.inf) for price_j, _ in found.prices]
     fewest = min((misses for misses, _ in outcomes), default=math.inf)
     assert found.misses_per_task_minimum <= found.misses <= fewest

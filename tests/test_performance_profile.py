@@ -114,6 +114,7 @@ def test_what_an_emulated_node_learns_is_its_own_row_as_json(profile):
         "busy_w": 6.47,
         "request_overhead_ms": 23.0,
         "overhead_w": 0.0,
+        "overhead_cv": 0.0,
         "cv": 0.005,
         "mean_ms": {"mobilenet": 15.80, "resnet50": 60.02, "efficientnet": 42.79, "vgg16": 85.1, "inception": 22.3},
     }

@@ -1,10 +1,12 @@
 """The cluster in virtual time: as an independent model has it, exact energy, stale power, the same files for the same seed."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -25,6 +27,7 @@ from tests.helpers import (
     make_task,
     rng,
     small_profile,
+    true_overhead_s,
     with_node_figures,
 )
 from utils import random_stream
@@ -32,16 +35,17 @@ from utils import random_stream
 SMALL = small_profile({"coral1": {"resnet50": 100.0}})
 
 
-def world(scheduler: str, discipline: str):
+def world(scheduler: str, discipline: str, overhead_varies: bool = False):
     settings = default_settings(duration_s=20.0, load=2.0, scheduler=scheduler, queue_discipline=discipline, seed=3)
-    return settings, generate_trace(settings, MobilityManager(settings.devices, settings.seed))
+    return settings, generate_trace(settings, MobilityManager(settings.devices, settings.seed), overhead_varies)
 
 
+@pytest.mark.parametrize("overhead_cv", [0.0, 0.4])
 @pytest.mark.parametrize("discipline", ["fifo", "edf"])
 @pytest.mark.parametrize("scheduler", sorted(set(SCHEDULERS) - {"power_aware_topsis", "lowest_power"}))
-def test_tasks_end_as_in_an_independent_model_of_the_same_nodes(scheduler, discipline):
-    settings, trace = world(scheduler, discipline)
-    profile = default_profile()
+def test_tasks_end_as_in_an_independent_model_of_the_same_nodes(scheduler, discipline, overhead_cv):
+    settings, trace = world(scheduler, discipline, overhead_varies=overhead_cv > 0)
+    profile = with_node_figures(default_profile(), overhead_cv=overhead_cv)
     results: list[TaskResult] = []
     policy = create_scheduler(scheduler, settings, random_stream(3, "policy"))
     simulated = SimulatedCluster(profile, list(profile.nodes), settings, policy, results.append)
@@ -113,24 +117,71 @@ def test_host_draws_overhead_power_for_each_request_that_it_receives_or_answers(
     assert cluster.nodes[0].fill(make_task(), 2.0, 0.0).energy_above_idle_j == pytest.approx(1.5)  # the same for each task
 
 
-@pytest.mark.parametrize("scheduler", ["minimum_energy", "random"])
-def test_energy_drawn_with_overhead_power_is_that_which_the_tasks_take(scheduler):
-    settings, trace = world(scheduler, "fifo")
-    profile = with_node_figures(default_profile(), overhead_w=2.0)
+@pytest.mark.parametrize("overhead_cv", [0.0, 0.5])
+def test_energy_drawn_with_overhead_power_is_that_which_the_tasks_take(overhead_cv):
+    scheduler = "minimum_energy"
+    settings, trace = world(scheduler, "fifo", overhead_varies=True)
+    profile = with_node_figures(default_profile(), overhead_w=2.0, overhead_cv=overhead_cv)
     collector = MetricCollector(settings, profile, list(profile.nodes), MobilityManager(settings.devices, settings.seed))
     policy = create_scheduler(scheduler, settings, rng())
     cluster = SimulatedCluster(profile, list(profile.nodes), settings, policy, collector.record)
     with cluster:
         run_experiment(trace, cluster, DeadlineAdapter(settings), collector.record)
     tasks = collector.tasks().of(*DISPATCHED)
+    assert {float(noise) for noise in tasks["overhead_noise"]} <= {arrival.overhead_noise for arrival in trace.arrivals()}
     drawn_j = sum(energy.above_idle_j or 0.0 for energy in cluster.energy().values())
     expected_j = 0.0
     for name, figures in profile.nodes.items():
         of_node = tasks.on_node(name)
         expected_j += (figures.busy_w - figures.idle_w) * of_node["inference_time_s"].sum()
-        expected_j += 2.0 * figures.request_overhead_ms / 1e3 * len(of_node)
+        expected_j += 2.0 * sum(true_overhead_s(profile, name, noise) for noise in of_node["overhead_noise"].tolist())
     assert drawn_j == pytest.approx(expected_j)
     assert collector.above_idle_j(tasks) == pytest.approx(expected_j)
+
+
+def test_overheads_that_vary_keep_their_mean_and_move_nothing_where_no_node_has_an_overhead_cv():
+    settings, trace = world("random", "fifo", overhead_varies=True)
+    _, plain = world("random", "fifo")
+
+    def ended(profile, of_trace):
+        results: list[TaskResult] = []
+        policy = create_scheduler("random", settings, random_stream(3, "policy"))
+        with SimulatedCluster(profile, list(profile.nodes), settings, policy, results.append) as cluster:
+            run_experiment(of_trace, cluster, DeadlineAdapter(settings), results.append)
+        return results
+
+    without = ended(default_profile(), plain)
+    assert [result._replace(overhead_noise=None) for result in ended(default_profile(), trace)] == without
+    varying = ended(with_node_figures(default_profile(), overhead_cv=0.5), trace)
+    overheads_s = [
+        (result.completion_time_s or 0)
+        - (result.start_time_s or 0)
+        - (result.server_queue_time_s or 0)
+        - (result.inference_time_s or 0)
+        for result in varying
+        if result.assigned_node == "jetson1"
+    ]
+    assert len(overheads_s) > 150
+    assert np.mean(overheads_s) == pytest.approx(0.023, abs=3 * 0.5 * 0.023 / math.sqrt(len(overheads_s)))
+    assert np.std(overheads_s) / np.mean(overheads_s) == pytest.approx(0.5, abs=0.15)
+
+
+def test_replay_without_overhead_noise_says_so_where_the_profile_lets_overheads_vary(tmp_path):
+    content = default_profile().model_dump(mode="json")
+    content["nodes"]["jetson1"]["overhead_cv"] = 0.4
+    (tmp_path / "profile.yaml").write_text(json.dumps(content))
+    config = tmp_path / "experiment.yaml"
+    config.write_text("performance_profile: profile.yaml")
+    plain, own = tmp_path / "plain.csv", tmp_path / "own.csv"
+    _simulated_run(tmp_path / "0", "--duration", "5", "--no-report", "--save-trace", str(plain))
+    drawn = _simulated_run(tmp_path / "1", "--duration", "5", "--no-report", "--save-trace", str(own), "--config", str(config))
+    summaries = [
+        _summary(_simulated_run(tmp_path / trace.stem, "--trace", str(trace), "--no-report", "--config", str(config)))
+        for trace in (plain, own)
+    ]
+    assert ["overhead_noise" in " ".join(summary["warnings"]) for summary in summaries] == [True, False]
+    assert summaries[1]["scenario_sha256"] == _summary(drawn)["scenario_sha256"] != summaries[0]["scenario_sha256"]
+    assert [row.rsplit(",", 1)[0] for row in own.read_text().splitlines()] == plain.read_text().splitlines()
 
 
 def test_accelerator_counts_only_the_busy_seconds_that_have_passed():
@@ -231,5 +282,5 @@ def _simulated_run(output: Path, *options: str) -> Path:
 
 
 def _summary(folder: Path) -> dict[str, Any]:
-    summary = json.loads(next(folder.glob("*.json")).read_text())
+    summary = json.loads(next(folder.glob("experiment_summary_*.json")).read_text())
     return {key: value for key, value in summary.items() if key not in ("experiment_id", "started_at", "finished_at")}

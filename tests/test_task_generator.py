@@ -318,6 +318,21 @@ def test_any_generated_trace_is_accepted_and_reads_back(tmp_path_factory, seed, 
         assert list(loaded.rows()) == list(trace.rows())
 
 
+def test_noise_of_the_request_overhead_is_a_last_column_that_moves_nothing_else(short, tmp_path):
+    settings, trace = short
+    noisy = generate_trace(settings, MobilityManager(settings.devices, settings.seed), overhead_varies=True)
+    expected = random_stream(settings.seed, "overhead_noise").standard_normal(len(trace))
+    assert list(noisy.rows()) == [(*row, z) for row, z in zip(trace.rows(), expected.tolist(), strict=True)]
+    assert [arrival._replace(overhead_noise=None) for arrival in noisy.arrivals()] == list(trace.arrivals())
+    assert [row[-1] for row in noisy.before(12.5).rows()] == expected[: len(noisy.before(12.5))].tolist()
+    path = saved(noisy, tmp_path)
+    loaded = load_trace(path, settings)
+    assert path.read_text().splitlines()[0].endswith(",in_coverage,service_noise,overhead_noise")
+    assert list(loaded.arrivals()) == list(noisy.arrivals())
+    hashes = [scenario_sha256(settings, of) for of in (trace, noisy, loaded, replace(noisy, overhead_noise=-expected))]
+    assert hashes[1] == hashes[2] and len(set(hashes)) == 3
+
+
 def test_file_has_the_columns_of_the_design(short, tmp_path):
     # design.md, section 5, "Trace file (CSV)".
     _, trace = short
@@ -644,6 +659,7 @@ COLUMNS = [name for name in Trace.__dataclass_fields__ if name != "duration_s"]
 @pytest.mark.parametrize("column", COLUMNS)
 def test_scenario_changes_with_every_column(short, column):
     settings, trace = short
+    trace = replace(trace, overhead_noise=trace.service_noise)
     trace = replace(trace, slo_class=replace(trace.slo_class, names=(*trace.slo_class.names, "x")))
     trace = replace(trace, model_name=replace(trace.model_name, names=(*trace.model_name.names, "x")))
     trace = replace(trace, device_type=replace(trace.device_type, names=(*trace.device_type.names, "x")))

@@ -1,8 +1,9 @@
-"""An accelerator that computes nothing but when it would be done, and answers at that instant.
+"""An accelerator that computes nothing but when it would be done, and answers at that instant; served in the order of receipt.
 
 The service time of a request is mean * exp(sigma * z - sigma^2 / 2), sigma^2 = ln(1 + cv^2): log-normal with the mean and the
 coefficient of variation of the profile. z is a standard normal that the task owns and that the header X-Service-Noise brings,
-so that every policy meets the same one. The class in the answer is synthetic: CRC-32 of the image modulo 1000.
+so that every policy meets the same one. The request overhead varies in the same way with the header X-Overhead-Noise; without
+that header it is the profile's. The class in the answer is synthetic: CRC-32 of the image modulo 1000.
 """
 
 import math
@@ -21,7 +22,8 @@ from emulated_inference_server.power import PowerCollector, PowerMeter
 from emulated_inference_server.timeline import Slot, Timeline
 from inference_server import AcceleratorGone, BaseAccelerator, InferenceResult, InvalidRequest
 
-NOISE_HEADER = "x-service-noise"
+NOISE_HEADER = "X-Service-Noise"
+OVERHEAD_NOISE_HEADER = "X-Overhead-Noise"
 LARGEST_NOISE = 10.0
 SPIN_S = 0.0003  # a sleep wakes up to about this much too late, so the last stretch is spun
 LATENESS_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1)
@@ -49,8 +51,7 @@ class _Job:
 class EmulatedAccelerator(BaseAccelerator):
     """The accelerator of one emulated node.
 
-    All is decided by arithmetic when a request is received; one thread then sleeps to the instant of each answer, which
-    come in the order of receipt.
+    All is decided by arithmetic when a request is received; one thread then sleeps to the instant of each answer.
 
     Args:
         node: what the node is like.
@@ -65,7 +66,8 @@ class EmulatedAccelerator(BaseAccelerator):
         self._node = node
         self._clock = clock
         self._sigma = math.sqrt(math.log1p(node.cv**2))
-        self._transfer_s = self._hold_s = node.request_overhead_ms / 2000
+        self._overhead_sigma = math.sqrt(math.log1p(node.overhead_cv**2))
+        self._local_round_trip_ms = 0.0
         self._changed = threading.Condition(threading.Lock())
         self._jobs: deque[_Job] = deque()
         self._closing = False
@@ -96,22 +98,24 @@ class EmulatedAccelerator(BaseAccelerator):
         """
         if not math.isfinite(local_round_trip_ms) or local_round_trip_ms < 0:
             raise ValueError(f"expected milliseconds of at least 0, got {local_round_trip_ms:g}")
-        hold_ms = max(0.0, self._node.request_overhead_ms - local_round_trip_ms) / 2
-        self._hold_s = hold_ms / 1000
-        return hold_ms
+        self._local_round_trip_ms = local_round_trip_ms
+        return self._hold_ms(self._node.request_overhead_ms)
 
     def submit(self, model: str, image: bytes, headers: Mapping[str, str]) -> "Future[InferenceResult]":
         """Plan one inference; see `BaseAccelerator.submit`."""
         received_s = self._clock()
-        service_s = self._service_s(model, _noise(headers))
+        service_s = self._node.mean_ms[model] / 1000 * _lognormal(self._sigma, _noise(headers, NOISE_HEADER) or 0.0)
+        overhead_ms, overhead_noise = self._node.request_overhead_ms, _noise(headers, OVERHEAD_NOISE_HEADER)
+        if overhead_noise is not None:
+            overhead_ms *= _lognormal(self._overhead_sigma, overhead_noise)
         top1 = zlib.crc32(image) % 1000
         with self._changed:
             if self._closing:
                 raise AcceleratorGone("the server is shutting down")
-            slot = self._timeline.reserve(received_s, service_s, self._hold_s, self._transfer_s)
+            slot = self._timeline.reserve(received_s, service_s, self._hold_ms(overhead_ms) / 1000, overhead_ms / 2000)
             job = _Job(slot, top1, _Answer(lambda: self._withdraw(job)))
             self._jobs.append(job)
-            if len(self._jobs) == 1:
+            if self._next_answer() is job:
                 self._changed.notify()
         return job.future
 
@@ -154,8 +158,12 @@ class EmulatedAccelerator(BaseAccelerator):
             self._changed.notify()
         self._answerer.join()
 
-    def _service_s(self, model: str, noise: float) -> float:
-        return self._node.mean_ms[model] / 1000 * math.exp(self._sigma * noise - self._sigma**2 / 2)
+    def _hold_ms(self, overhead_ms: float) -> float:
+        """How long a request with this overhead is held before the accelerator, and again after it."""
+        return max(0.0, overhead_ms - self._local_round_trip_ms) / 2
+
+    def _next_answer(self) -> _Job:
+        return min(self._jobs, key=lambda job: job.slot.answer_s)
 
     def _withdraw(self, job: _Job) -> bool:
         """The client went away: free its slot, if its service has not begun; whether that was so."""
@@ -184,9 +192,11 @@ class EmulatedAccelerator(BaseAccelerator):
                         return None
                     self._changed.wait()
                     continue
-                remaining_s = self._jobs[0].slot.answer_s - self._clock()
+                job = self._next_answer()
+                remaining_s = job.slot.answer_s - self._clock()
                 if remaining_s <= SPIN_S:
-                    return self._jobs.popleft()
+                    self._jobs.remove(job)
+                    return job
                 self._changed.wait(remaining_s - SPIN_S)
 
     def _result(self, job: _Job) -> InferenceResult:
@@ -201,14 +211,18 @@ class EmulatedAccelerator(BaseAccelerator):
         )
 
 
-def _noise(headers: Mapping[str, str]) -> float:
-    text = headers.get(NOISE_HEADER)
+def _lognormal(sigma: float, noise: float) -> float:
+    return math.exp(sigma * noise - sigma**2 / 2)
+
+
+def _noise(headers: Mapping[str, str], name: str) -> float | None:
+    text = headers.get(name.lower())
     if text is None:
-        return 0.0
+        return None
     try:
         noise = float(text)
     except ValueError:
         noise = math.nan
     if not abs(noise) <= LARGEST_NOISE:
-        raise InvalidRequest(f"X-Service-Noise: expected a number from -10 to 10, got {ascii(text[:80])}")
+        raise InvalidRequest(f"{name}: expected a number from -10 to 10, got {ascii(text[:80])}")
     return noise

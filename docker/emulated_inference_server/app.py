@@ -20,6 +20,11 @@ _SERVICE_NOISE = {
     "schema": {"type": "number", "minimum": -LARGEST_NOISE, "maximum": LARGEST_NOISE},
     "description": "The standard normal number that sets the service time; absent: 0.",
 }
+_OVERHEAD_NOISE = {
+    **_SERVICE_NOISE,
+    "name": "X-Overhead-Noise",
+    "description": "The standard normal number that sets the request overhead; absent: the mean overhead.",
+}
 _ROUND_TRIP = {
     "type": "object",
     "properties": {
@@ -44,7 +49,7 @@ _CALIBRATED = {
 
 def create_emulated_app(node: str, accelerator: EmulatedAccelerator) -> FastAPI:
     """The application of one emulated node, with POST /calibration besides the shared routes."""
-    app = create_app(node, accelerator, extra_parameters=[_SERVICE_NOISE])
+    app = create_app(node, accelerator, extra_parameters=[_SERVICE_NOISE, _OVERHEAD_NOISE])
 
     async def calibration(request: Request) -> Response:
         """Tell the node how long the local round trip takes; it holds requests that much shorter."""

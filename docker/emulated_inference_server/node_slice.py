@@ -28,6 +28,7 @@ class NodeSlice:
         busy_w: power while an inference runs, in watts.
         request_overhead_ms: what a request takes besides queueing and inference, in milliseconds.
         overhead_w: power above idle that each request draws in that time, in watts.
+        overhead_cv: coefficient of variation of the request overhead.
         cv: coefficient of variation of the service time.
         mean_ms: mean service time of each model that is served, in milliseconds.
         queue_capacity: how many requests may wait.
@@ -42,6 +43,7 @@ class NodeSlice:
     mean_ms: Mapping[str, float]
     queue_capacity: int = DEFAULT_QUEUE_CAPACITY
     overhead_w: float = 0.0
+    overhead_cv: float = 0.0
 
     @classmethod
     def from_json(cls, text: str) -> "NodeSlice":
@@ -70,6 +72,7 @@ class NodeSlice:
             mean_ms=_means(given),
             queue_capacity=_capacity(given),
             overhead_w=_number({"overhead_w": 0.0, **given}, "overhead_w", 0.0, LARGEST_W),
+            overhead_cv=_number({"overhead_cv": 0.0, **given}, "overhead_cv", 0.0, LARGEST_CV),
         )
 
 

@@ -141,6 +141,47 @@ def test_answer_does_not_come_before_its_time(start):
     assert answer.json["queue_time"] == 0.0
 
 
+def accelerator(**changes):
+    return EmulatedAccelerator(NodeSlice.from_json(json.dumps(CORAL | {"mean_ms": {"resnet50": 10.0}, "cv": 0.0} | changes)))
+
+
+def test_overhead_noise_stretches_the_overhead_and_its_energy_and_without_it_the_overhead_is_the_mean():
+    answering = accelerator(request_overhead_ms=20.0, overhead_cv=0.5, overhead_w=3.0)
+    sigma = math.sqrt(math.log(1.25))
+    for noise in (None, -1.0, 0.0, 2.0):
+        expected_s = 0.02 if noise is None else 0.02 * math.exp(sigma * noise - sigma**2 / 2)
+        headers = {} if noise is None else {"x-overhead-noise": str(noise)}
+        before_j = answering.energy_j() - 4.56 * answering._clock()
+        answering.submit("resnet50", IMAGE, headers).result(PATIENCE_S)
+        slot = answering._timeline._slots[-1]
+        assert 2 * slot.transfer_s == pytest.approx(expected_s)
+        while answering._clock() < slot.end_s + slot.transfer_s:
+            time.sleep(0.001)
+        drawn_j = answering.energy_j() - 4.56 * answering._clock() - before_j
+        assert drawn_j == pytest.approx(0.79 * 0.01 + 3.0 * expected_s, abs=1e-3)
+    answering.calibrate(4.0)
+    answering.submit("resnet50", IMAGE, {"x-overhead-noise": "2"}).result(PATIENCE_S)
+    assert 2 * answering._timeline._slots[-1].hold_after_s == pytest.approx(expected_s - 0.004)
+    answering.close()
+
+
+def test_answer_with_a_short_way_back_overtakes_one_with_a_long_way():
+    answering = accelerator(request_overhead_ms=100.0, overhead_cv=0.5)
+    slow = answering.submit("resnet50", IMAGE, {"x-overhead-noise": "2"})
+    quick = answering.submit("resnet50", IMAGE, {"x-overhead-noise": "-2"})
+    quick.result(PATIENCE_S)
+    assert not slow.done()
+    slow.result(PATIENCE_S)
+    answering.close()
+
+
+@pytest.mark.parametrize("noise", ["ten", "nan", "11"])
+def test_overhead_noise_that_is_no_standard_normal_number_is_refused(start, noise):
+    answer = start().client.infer(IMAGE, **{"X-Overhead-Noise": noise})
+    assert answer.status == 400
+    assert "X-Overhead-Noise: expected a number from -10 to 10" in answer.json["detail"]
+
+
 def test_one_inference_at_a_time(start):
     node = start(mean_ms={"resnet50": 50.0}, cv=0.0)
     connections = [node.send_image() for _ in range(4)]

@@ -140,7 +140,7 @@ class Node(NodeClient):
     def connect(self) -> None:
         """It is open."""
 
-    def infer(self, model, service_noise, binary):
+    def infer(self, model, service_noise, binary, overhead_noise=None):
         self.asked.append((model, service_noise, binary))
         item = next(self._script)
         item = item() if callable(item) else item
