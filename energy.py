@@ -29,7 +29,7 @@ _WRAPS_J = (2.0**16, 2.0**31, 2.0**32, 2.0**31 * 1e-3, 2.0**32 * 1e-3, 2.0**31 *
 _SHORTEST_MEAN_S = 5.0
 """Over a shorter time one late sample may double a counter's mean power, or halve it."""
 _DISAGREEMENT = 0.2
-_FEW = 5
+_FEW = 8
 """Power samples that may well be equal."""
 
 
@@ -221,13 +221,13 @@ class PowerHistory:
                 inside[0] += f" ({len(inside)} such samples)"
             if mean := implausible_mean(energy[node], end_s - start_s, idle_w[node], possible):
                 inside.append(mean)
-            if inside:
+            if steps:
+                found[node] = f"{steps[0]}: samples around that cannot be placed"
+            elif inside:
                 found[node] = (
                     f"{inside[0]}; expected {lowest_w:.3g} to {highest_w:.3g} W by the profile and power.plausible_factor: "
                     "check its meter and what exports it"
                 )
-            elif steps:
-                found[node] = f"{steps[0]}: samples around that cannot be placed"
         return found
 
     def doubts(self, start_s: float, end_s: float, are_real: bool) -> list[str]:

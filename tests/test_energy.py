@@ -464,6 +464,8 @@ def test_a_clock_that_was_set_counts_against_every_node_of_the_window():
     assert of_node.impossible(0.0, 20.0, idle) == {
         "coral1": "the clock of this machine was set back by 3600.0 s at 6.0 s: samples around that cannot be placed"
     }
+    with_jump = history(counter(0.0, at_7=1e6), clock_steps=of_node.clock_steps)
+    assert with_jump.impossible(0.0, 20.0, idle) == of_node.impossible(0.0, 20.0, idle)
     assert of_node.impossible(7.0, 20.0, idle) == of_node.impossible(-10.0, 3.0, idle) == {}
 
 
