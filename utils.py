@@ -16,10 +16,10 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from io import BufferedReader
+from contextlib import ExitStack, contextmanager, suppress
+from io import BufferedReader, FileIO, StringIO
 from pathlib import Path
-from typing import IO, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import yaml
@@ -365,7 +365,7 @@ class RowFiles:
     In the background one thread writes: those that produce rows only append to a queue, so that formatting and disk stay off
     the dispatch path, and rows reach the disk within `flush_interval_s`. Without it, where no clock runs meanwhile, whoever
     appends writes, a few thousand rows at a time. The first write error is kept in `error`, told to `on_error`, and ends all
-    writing.
+    writing; a file that was removed or moved away is one too. Whatever happens, a file ends with a whole row.
 
     Args:
         headers: column names of each file, by path.
@@ -383,11 +383,11 @@ class RowFiles:
         self._on_error = on_error
         self._rows: deque[tuple[Path, Sequence[object]]] = deque()
         with ExitStack() as opened:
-            self._files: dict[Path, IO[str]] = {
-                path: opened.enter_context(path.open("w", newline="", encoding="utf-8")) for path in headers
-            }
+            self._files: dict[Path, FileIO] = {path: opened.enter_context(path.open("wb", buffering=0)) for path in headers}
             opened.pop_all()
-        self._writers = {path: csv.writer(file, lineterminator="\n") for path, file in self._files.items()}
+        self._texts = {path: StringIO() for path in headers}
+        self._writers = {path: csv.writer(text, lineterminator="\n") for path, text in self._texts.items()}
+        self._written = dict.fromkeys(headers, 0)
         self._closing = threading.Event()
         for path, header in headers.items():
             self._rows.append((path, header))
@@ -404,10 +404,11 @@ class RowFiles:
 
     def close(self) -> None:
         """Write what is left and close the files; safe to call twice."""
-        self._closing.set()
         if self._thread:
+            self._closing.set()
             self._thread.join()
-        else:
+        elif not self._closing.is_set():
+            self._closing.set()
             self._finish()
 
     def _run(self, interval_s: float) -> None:
@@ -431,18 +432,34 @@ class RowFiles:
     def _write_queued(self) -> None:
         """Write what is queued; after an error, drop it."""
         try:
-            touched: set[Path] = set()
             for _ in range(len(self._rows)):
                 path, row = self._rows.popleft()
                 if self.error is None:
                     self._writers[path].writerow([_BOOL_TEXT[value] if isinstance(value, bool) else value for value in row])
-                    touched.add(path)
                 if self._thread:
                     time.sleep(0)  # between two rows, whoever waits for the interpreter gets it at once
-            for path in touched:
-                self._files[path].flush()
+            if self.error is None:
+                for path in self._files:
+                    self._write(path)
         except OSError as error:
             self._failed(error)
+
+    def _write(self, path: Path) -> None:
+        """Write the rows that were formatted for a file: at once, and whole ones only where the disk is full."""
+        file, text = self._files[path], self._texts[path]
+        rows, done = text.getvalue().encode(), 0
+        text.seek(0)
+        text.truncate()
+        try:
+            while done < len(rows):
+                done += file.write(rows[done:])
+        except OSError:
+            with suppress(OSError):  # a pipe or a device has no end to set
+                file.truncate(self._written[path] + rows.rfind(b"\n", 0, done) + 1)
+            raise
+        self._written[path] += done
+        if not os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            raise FileNotFoundError(errno.ENOENT, f"{path.name} was replaced")
 
 
 _ROWS_AT_ONCE = 4096
