@@ -285,12 +285,16 @@ class WallClock:
             "window_s": window_s,
             "energy": power.energy(start_s, end_s, idle_w),
             "impossible_energy": power.impossible(start_s, end_s, idle_w),
-            "warnings": power.doubts(start_s, end_s, are_real=self.nodes is None),
+            "warnings": [
+                *power.doubts(start_s, end_s, are_real=self.nodes is None),
+                *(self.nodes.calibration_warnings() if self.nodes else ()),
+            ],
             "idle_w": idle_w,
             "counted_busy_s": self.power.busy_s(end_s - window_s, end_s),
             "down_periods": down_periods,
             "unreachable_at_start": cluster.unreachable_at_start,
             "wake_late_p99_s": late.percentile_s(99) if late else None,
+            "round_trip_s": {node: ms / 1e3 for node, ms in self.nodes.round_trip_ms.items()} if self.nodes else None,
             "host_metrics": self.power.host_metrics(end_s - window_s, end_s) if self.settings.power.host_metrics else None,
         }
 

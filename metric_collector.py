@@ -311,6 +311,7 @@ class MetricCollector:
             "dispatch_lag_s": lag_s,
             "decision_duration_s": percentiles(np.array(self._decision_duration_s)),
             "emulated_wake_late_p99_s": facts.wake_late_p99_s,
+            "emulated_round_trip_s": facts.round_trip_s,
             "outages": outages(facts.down_periods),
             "host_metrics": facts.host_metrics,
             "by_minute": self._by_minute(figures),

@@ -49,6 +49,7 @@ class RunFacts:
         down_periods: node, from, until; of one node they do not overlap.
         unreachable_at_start: why, by node.
         wake_late_p99_s: how late the emulated accelerators woke; None elsewhere.
+        round_trip_s: what the local connection to each emulated node was measured to take; None elsewhere.
         host_metrics: mean CPU, memory and network figures by node; None where they were not asked for.
         warnings: what a reader of the results must know, one sentence each; they do not make the run invalid.
         counted_busy_s: how long each accelerator was busy by its server's own counters; nodes without one are absent.
@@ -70,6 +71,7 @@ class RunFacts:
     down_periods: Sequence[tuple[str, float, float]] = ()
     unreachable_at_start: Mapping[str, str] | None = None
     wake_late_p99_s: float | None = None
+    round_trip_s: Mapping[str, float] | None = None
     host_metrics: Mapping[str, Mapping[str, float]] | None = None
     warnings: Sequence[str] = ()
     counted_busy_s: Mapping[str, float] = field(default_factory=dict)

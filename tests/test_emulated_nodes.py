@@ -140,6 +140,32 @@ def test_calibration_measures_the_round_trip_without_any_hold():
     assert told == [("b", 30.0), ("b", 3.0)]  # the whole overhead first: nothing is held while it is measured
 
 
+@pytest.mark.parametrize(
+    ("measured_ms", "kept_ms", "asked", "warned"),
+    [
+        ({"a": [0.9], "b": [1.0], "c": [1.1]}, {"a": 0.9, "b": 1.0, "c": 1.1}, 3, []),
+        ({"a": [0.9], "b": [7.0, 1.2], "c": [1.1]}, {"a": 0.9, "b": 1.2, "c": 1.1}, 4, []),
+        ({"a": [0.9], "b": [1.7, 1.8, 1.75, 1.74], "c": [1.1]}, {"a": 0.9, "b": 1.74, "c": 1.1}, 6, []),
+        ({"a": [0.9], "b": [7.0, 6.0, 8.0, 6.5], "c": [1.1]}, {"a": 0.9, "b": 6.5, "c": 1.1}, 6, ["b"]),
+        ({"a": [3.0, 1.5], "b": [2.9, 2.1, 1.0], "c": [3.1] * 4}, {"a": 1.5, "b": 1.0, "c": 3.1}, 9, ["c"]),
+    ],
+)
+def test_calibration_that_stands_out_is_repeated_and_told_if_it_stays(measured_ms, kept_ms, asked, warned):
+    nodes = EmulatedNodes(small_profile(dict.fromkeys("abc", {"resnet50": 5.0}), overhead_ms=30.0))
+    measured = []
+
+    def calibrate(node):
+        measured.append(measured_ms[node][0])
+        nodes.round_trip_ms[node] = measured_ms[node].pop(0)
+
+    nodes._calibrate = calibrate  # type: ignore[method-assign]
+    for node in "abc":
+        nodes._calibrate(node)
+    nodes._repeat_outliers()
+    assert nodes.round_trip_ms == kept_ms and len(measured) == asked
+    assert [line.split(" of ")[1].split()[0] for line in nodes.calibration_warnings()] == warned
+
+
 def test_target_file_lists_the_nodes_for_prometheus_while_they_run(tmp_path):
     file = tmp_path / "emulated.json"
     with EmulatedNodes(SMALL, targets_file=file) as nodes:

@@ -312,6 +312,7 @@ FURTHER_KEYS = {
     "energy_invalid_reasons",
     "achievable_slo_rate_is_estimate",
     "emulated_wake_late_p99_s",
+    "emulated_round_trip_s",
     "host_metrics",
     "idle_w",
     "outages",
