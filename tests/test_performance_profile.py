@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 import yaml
+from scipy import stats
 
 from main_pregenerated import main
 from performance_profile import (
@@ -188,6 +189,30 @@ def test_table_must_be_complete(tmp_path, absent):
     path = tmp_path / "profile.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     assert refusal(path) == f": {absent} is missing"
+
+
+def test_fitted_profile_gives_what_was_recorded_and_is_else_the_default_one(profile):
+    # Source of the recorded figures: the comment of the fitted profile.
+    fitted = load_profile(PROFILE.with_name("performance_profile_fitted.yaml"))
+    assert (fitted.latency, fitted.cv) == (profile.latency, profile.cv)
+    recorded_w = {"coral1": 0.242, "coral2": 0.126, "jetson1": 0.803, "jetson2": 0.810, "hailo1": -0.086, "hailo2": 0.138}
+    by_default_w = {"coral1": 0.070, "coral2": 0.058, "jetson1": 0.536, "jetson2": 0.428, "hailo1": 0.027, "hailo2": 0.115}
+    transfers = {"coral1": 0.081, "coral2": 0.082, "jetson1": 0.110, "jetson2": 0.112, "hailo1": 0.117, "hailo2": 0.108}
+    for boards in (["coral1", "coral2", "hailo1", "hailo2"], ["jetson1", "jetson2"]):
+        drawn_w = given_w = 0.0
+        for name in boards:
+            old, new = profile.nodes[name], fitted.nodes[name]
+            busy = by_default_w[name] / (old.busy_w - old.idle_w)
+            drawn_w += recorded_w[name] + old.idle_w - new.idle_w
+            given_w += (new.busy_w - new.idle_w) * busy
+            given_w += new.overhead_w * transfers[name] * new.request_overhead_ms / old.request_overhead_ms
+        assert given_w == pytest.approx(drawn_w, rel=0.03)
+    jetson1 = fitted.nodes["jetson1"]
+    overhead_ms = stats.lognorm(fitted.overhead_sigma("jetson1"), scale=1.0)
+    for more_ms, share in ((10.0, 13 / 32), (30.0, 4 / 60)):
+        factor = (profile.nodes["jetson1"].request_overhead_ms + more_ms) / jetson1.request_overhead_ms
+        assert overhead_ms.sf(factor * math.exp(fitted.overhead_sigma("jetson1") ** 2 / 2)) == pytest.approx(share, abs=0.02)
+    assert all(node.overhead_w_provenance == "estimated" for node in fitted.nodes.values())
 
 
 EXTREMES = [
