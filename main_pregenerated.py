@@ -274,7 +274,7 @@ class WallClock:
         late_before = self.nodes.lateness() if self.nodes else None
         with low_latency(), self.progress:
             self.power.poll_now()
-            _await_poll_instant(time.time(), self.settings.power.poll_interval_s)
+            _await_poll_instant(self.settings.power.poll_interval_s, lambda: cluster.stopping)
             load()
             window_s, end_s = cluster.now_s(), cluster.clock()
             down_periods = cluster.down_periods()
@@ -318,13 +318,15 @@ class WallClock:
         return idle_w
 
 
-def _await_poll_instant(unix_s: float, poll_interval_s: float) -> None:
-    """Sleep until the next whole multiple of the poll interval, at least a whole second, on the wall clock.
+def _await_poll_instant(poll_interval_s: float, stopping: Callable[[], bool]) -> None:
+    """Sleep until the next whole multiple of the poll interval, at least a whole second, on the wall clock, or the stop request.
 
     Meters, Prometheus and the poller keep to that clock: a policy that reads power then sees it at the same times in equal runs.
     """
     every_s = max(1, math.ceil(poll_interval_s))
-    time.sleep(every_s - unix_s % every_s)
+    until_s = time.monotonic() + every_s - time.time() % every_s
+    while (left_s := until_s - time.monotonic()) > 0 and not stopping():
+        time.sleep(min(left_s, 0.1))
 
 
 def measured_in_virtual_time(cluster: SimulatedCluster, load: Callable[[], None]) -> dict[str, Any]:
