@@ -19,6 +19,7 @@ from typing import IO, Any, NamedTuple, Self
 import urllib3
 
 from harness_metrics import remove_targets, write_targets
+from node_client import model_query
 from performance_profile import PerformanceProfile
 from prometheus_collector import samples_of
 from utils import PROJECT_ROOT, HarnessError, Interrupted
@@ -224,7 +225,7 @@ class EmulatedNodes:
     def _round_trip_ms(self, node: str, model: str) -> float:
         """Duration of one request beside queue and inference, milliseconds."""
         sent_s = time.monotonic()
-        answer = self._post(node, f"{self.workers[node]}?model={model}", body=_IMAGE, headers=_BINARY)
+        answer = self._post(node, self.workers[node] + model_query(model), body=_IMAGE, headers=_BINARY)
         elapsed_s = time.monotonic() - sent_s
         return (elapsed_s - float(answer["queue_time"]) - float(answer["inference_time"])) * 1e3
 

@@ -6,6 +6,7 @@ Edit WORKERS to name the pods of your cluster: `kubectl get pods -o wide` shows 
 
 import gc
 import logging
+import re
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from ipaddress import IPv4Address, IPv6Address
 from typing import Self
 
 from urllib3.exceptions import HTTPError
@@ -55,6 +57,8 @@ WORKERS = {
 
 logger = logging.getLogger(__name__)
 
+_HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*\.?")
+_LONGEST_HOST_NAME = 253
 _EARLY_S = 0.3e-3
 _SWITCH_INTERVAL_S = 1e-4
 _LONGEST_SLEEP_S = 0.1
@@ -83,10 +87,22 @@ def require_worker_urls(workers: Mapping[str, str]) -> dict[str, Url]:
             url = parse_url(text) if isinstance(text, str) else Url()
         except HTTPError:
             url = Url()
-        if url.scheme != "http" or not url.host or not url.path or url.path == "/":
+        if url.scheme != "http" or not _is_host(url.host or "") or url.port == 0 or not url.path or url.path == "/":
             raise UsageError(f"WORKERS: {name}: expected an address such as http://10.42.1.7:8080/infer, found {text!r}")
         parsed[name] = url
     return parsed
+
+
+def _is_host(text: str) -> bool:
+    """Whether `text` is an IP address, IPv6 in brackets, or a name that can be one: what is all digits at its end is none."""
+    try:
+        if text.startswith("["):
+            return bool(IPv6Address(text.strip("[]")))
+        if text.removesuffix(".").rpartition(".")[2].isdecimal():
+            return bool(IPv4Address(text))
+    except ValueError:
+        return False
+    return len(text) <= _LONGEST_HOST_NAME and bool(_HOST_NAME.fullmatch(text))
 
 
 def require_profiled(workers: Iterable[str], profile: PerformanceProfile) -> None:
@@ -175,6 +191,7 @@ class HttpCluster(WallClockCluster):
         self._work = {name: threading.Condition(lock) for name in workers}
         self._said = {name: Health(None, binary=False) for name in workers}
         self._not_served: dict[str, set[str]] = {name: set() for name in workers}
+        self._refuses_all: set[str] = set()
         self._ever_served: dict[str, set[str]] = {name: set() for name in workers}
         self._remarks: dict[str, list[str]] = {}
         self._health = {name: NodeHealth(settings.requests.health_interval_s) for name in workers}
@@ -373,13 +390,19 @@ class HttpCluster(WallClockCluster):
     def _is_not_served(self, node: NodeState, model: str, error: NodeError) -> bool:
         """Whether a refusal means that the node does not serve a model, which it is then offered no more. Hold the lock.
 
-        That is so for a node that does not list its models and never answered a request for this one.
+        That is so for a node that does not list its models and never answered a request for this one; one that refuses every
+        model has another fault.
         """
-        if error.status not in (400, 404) or self._said[node.name].models is not None:
+        name, not_served = node.name, self._not_served[node.name]
+        if error.status not in (400, 404) or self._said[name].models is not None or name in self._refuses_all:
             return False
-        if model in self._ever_served[node.name]:
+        if model in self._ever_served[name]:
             return False
-        self._not_served[node.name].add(model)
+        not_served.add(model)
+        if not_served >= self._profile.service_time_s(name).keys():
+            self._refuses_all.add(name)
+            not_served.clear()
+            return False
         self._remark(node, f"does not serve {model}: {error}")
         if node.up:
             self._came_up(node, node.models - {model})

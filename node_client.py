@@ -167,7 +167,7 @@ class NodeClient:
             RequestRefused: another 4xx.
         """
         if binary:
-            path, body, content_type = self._path + _query(model), IMAGE, "application/octet-stream"
+            path, body, content_type = self._path + model_query(model), IMAGE, "application/octet-stream"
         else:
             path, body, content_type = self._path, _json_body(model), "application/json"
         headers = {"Content-Type": content_type, "X-Service-Noise": repr(service_noise)}
@@ -364,7 +364,8 @@ def wrong_answer(name: str, health: Health, profile: PerformanceProfile, model: 
 
 
 @functools.cache
-def _query(model: str) -> str:
+def model_query(model: str) -> str:
+    """The query of `/infer` for a model, whatever its name holds."""
     return f"?model={quote(model, safe='')}"
 
 

@@ -26,6 +26,7 @@ Provenance = Literal["measured", "published", "estimated", "mixed"]
 
 # What a node of any kind can have: a number beyond is a slip of the unit or of the hand, and its results would be none.
 LARGEST_OVERHEAD_MS = 1000.0
+LONGEST_NAME = 200
 Watts = Annotated[float, Field(ge=0, le=1e5, strict=True)]
 BusyWatts = Annotated[float, Field(ge=1e-3, le=1e5, strict=True)]
 OverheadMs = Annotated[float, Field(ge=0, le=LARGEST_OVERHEAD_MS, strict=True)]
@@ -115,6 +116,8 @@ class PerformanceProfile(StrictModel):
             if node.accelerator not in self.cv:
                 raise ValueError(f"node {name}: cv has no entry for its accelerator {node.accelerator}")
         for model, figures in self.latency.items():
+            if not 0 < len(model) <= LONGEST_NAME or not model.isprintable():  # what every server and every file can hold
+                raise ValueError(f"latency: expected names of 1 to {LONGEST_NAME} printable characters, found {model[:80]!r}")
             for name in figures.mean_ms:
                 if name not in self.nodes:
                     raise ValueError(f"latency of {model}: {name} is not among the nodes {', '.join(self.nodes)}")

@@ -394,7 +394,7 @@ def samples_of(text: str, names: Sequence[str]) -> list[tuple[str, Mapping[str, 
     Raises:
         ValueError: such a line is not in Prometheus' text format.
     """
-    lines = [line for line in text.splitlines() if line.startswith(tuple(names))]
+    lines = [line for line in text.split("\n") if line.startswith(tuple(names))]
     families = text_string_to_metric_families("\n".join(lines) + "\n")
     return [(s.name, s.labels, s.value) for family in families for s in family.samples if s.name in names]
 

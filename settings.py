@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from utils import PROJECT_ROOT, Flag, NonNegative, Positive, Share, StrictModel, UsageError, read_yaml, validated
+from utils import PROJECT_ROOT, Flag, Positive, Share, StrictModel, UsageError, read_yaml, validated
 
 DEFAULT_CONFIG = PROJECT_ROOT / "config" / "experiment.yaml"
 
@@ -22,6 +22,7 @@ Metres = Annotated[float, Field(ge=1e-3, le=1e7, strict=True)]
 Speed = Annotated[float, Field(ge=0, le=FASTEST_MPS, strict=True)]
 Rate = Annotated[float, Field(ge=0, le=1e4, strict=True)]
 Deadline = Annotated[float, Field(ge=1e-6, le=LONGEST_RUN_S, strict=True)]
+Timeout = Annotated[float, Field(ge=1e-3, le=3600, strict=True)]
 Interval = Annotated[float, Field(ge=0.01, le=3600, strict=True)]
 Pause = Annotated[float, Field(ge=0, le=3600, strict=True)]
 Weight = Annotated[float, Field(ge=0, le=1e6, strict=True)]
@@ -90,10 +91,10 @@ class RequestSettings(StrictModel):
 
     connections_per_node: Annotated[int, Field(ge=1, le=64, strict=True)]
     max_attempts: Count
-    connect_timeout_s: Positive
-    request_timeout_s: Positive
-    drain_timeout_s: NonNegative
-    health_interval_s: Positive
+    connect_timeout_s: Timeout
+    request_timeout_s: Timeout
+    drain_timeout_s: Annotated[float, Field(ge=0, le=86400, strict=True)]
+    health_interval_s: Timeout
 
 
 MetricName = Annotated[str, Field(pattern=r"^[a-zA-Z_:][a-zA-Z0-9_:]*$", strict=True)]

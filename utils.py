@@ -441,7 +441,7 @@ class RowFiles:
             if self.error is None:
                 for path in self._files:
                     self._write(path)
-        except OSError as error:
+        except Exception as error:  # a row that cannot be formatted is lost like one for which there is no space
             self._failed(error)
 
     def _write(self, path: Path) -> None:

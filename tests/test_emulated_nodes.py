@@ -9,15 +9,17 @@ import sys
 import textwrap
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import urllib3
 
 from emulated_nodes import EmulatedNodes, Lateness
-from node_client import IMAGE
+from inference_request import require_worker_urls
+from node_client import IMAGE, NodeClient
 from prometheus_collector import samples_of
-from tests.helpers import PATIENCE_S, default_profile, eventually, small_profile
+from tests.helpers import PATIENCE_S, default_profile, default_settings, eventually, small_profile
 from utils import PROJECT_ROOT, HarnessError, Interrupted
 
 SMALL = small_profile({"a": {"resnet50": 5.0}, "b": {"resnet50": 5.0, "vgg16": 8.0}}, overhead_ms=30.0)
@@ -317,3 +319,20 @@ def test_server_that_cannot_be_started_is_one_clear_line(monkeypatch):
         EmulatedNodes(default_profile()),
     ):
         pass
+
+
+NAMES = ["mobilenet v2", "a/b", "50%", "what?", "#1", "모델 é", "a&model=b", "a+b", "quote\"'\\", "{x},}", "unknown"]
+
+
+def test_models_of_any_name_are_served_and_counted_and_no_proxy_is_asked(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    profile = small_profile({"a": dict.fromkeys(NAMES, 1.0)})
+    with EmulatedNodes(profile) as nodes:
+        url = require_worker_urls(nodes.workers)["a"]
+        with closing(NodeClient(url, default_settings().requests)) as client:
+            assert client.health().models == frozenset(NAMES)
+            assert {client.infer(name, 0.0, binary).model for name in NAMES for binary in (True, False)} == set(NAMES)
+        page = get(nodes.metrics_urls["a"]).data.decode()
+    counted = {labels["model"]: n for _, labels, n in samples_of(page, ("inference_duration_seconds_count",))}
+    assert counted.keys() == set(NAMES) and min(counted.values()) == 2  # more of the one that calibrates

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
+import inference_request
 import node_health
 from inference_request import WORKERS, HttpCluster, placeholders, require_worker_urls
 from node_client import IMAGE, NodeClient, NodeFault, NodeFull, NodeUnreachable, RequestRefused
@@ -635,6 +636,112 @@ def test_advance_to_returns_not_before_its_time():
         assert one.cluster.advance_to(0.0)
 
 
+# Servers that do not keep to all of the contract.
+
+
+def unlisted(asked, infer):
+    """What a server says that does not list its models, and tells no queue time unless `infer` does."""
+    return Reply(content={"status": "ok"}) if asked.path == "/health" else infer(asked)
+
+
+def told_once(caplog, text):
+    return sum(text in message for message in caplog.messages) == 1
+
+
+def test_server_without_models_and_queue_time_is_used_and_said_once(caplog):
+    answer = Reply(content={"server": "coral-pod-7", "inference_time": 0.0005})
+    with harness(lambda asked: unlisted(asked, lambda _: answer)) as one:
+        results = [one.send(model=model) for model in ("resnet50", "vgg16", "resnet50")]
+        warnings = one.cluster.warnings()
+    assert [(r.outcome, r.server_queue_time_s, r.inference_time_s) for r in results] == [(Outcome.ON_TIME, None, 0.0005)] * 3
+    assert [line.partition(":")[0] for line in warnings] == ["coral1"] * 2
+    assert "/health lists no models" in warnings[0] and "no queue_time" in warnings[1]
+    assert told_once(caplog, "/health lists no models") and told_once(caplog, "no queue_time")
+
+
+@pytest.mark.parametrize("status", [400, 404])
+def test_model_that_a_server_without_a_list_refuses_is_not_offered_to_it_again(status, caplog):
+    def infer(asked):
+        return Reply(status, {"detail": "no such model"}) if "vgg16" in str(asked.body) else OK
+
+    with harness(lambda asked: unlisted(asked, infer), Node(), health_interval_s=0.02) as one:
+        results = [one.send(model=model) for model in ("vgg16", "vgg16", "resnet50", "vgg16")]
+        assert eventually(lambda: len(one.servers["coral1"].paths()) > 10)  # /health says again that it lists none
+        results.append(one.send(model="vgg16"))
+        assert one.up() == ["coral1", "hailo1"]
+    assert [r.assigned_node for r in results] == ["hailo1", "hailo1", "coral1", "hailo1", "hailo1"]
+    assert {r.outcome for r in results} == {Outcome.ON_TIME}
+    assert sum("vgg16" in str(asked.body) for asked in one.inferences("coral1")) == 1
+    assert told_once(caplog, "coral1: does not serve vgg16: HTTP ")
+    assert any("coral1: does not serve vgg16" in line for line in one.cluster.warnings())
+
+
+def test_server_without_a_list_that_refuses_every_model_is_out():
+    with harness(lambda asked: unlisted(asked, lambda _: Reply(400, {"detail": "image: missing"})), Node()) as one:
+        for model in MODELS * 6:
+            assert one.send(model=model).outcome is Outcome.ON_TIME
+        assert one.up() == ["hailo1"]
+
+
+@pytest.mark.parametrize("invented", [{"inference_time": "0.001"}, {"model": "vgg16"}, {"server": "hailo1"}])
+def test_invented_answer_counts_as_an_error_of_the_node(invented):
+    with harness(Node(Reply(content={**ANSWER, **invented})), Node()) as one:
+        result = one.send()
+    assert (result.outcome, result.assigned_node) == (Outcome.ON_TIME, "hailo1")
+
+
+def test_other_name_of_a_model_is_said_once(caplog):
+    with harness(Node(Reply(content={**ANSWER, "model": "resnet50_edgetpu"}))) as one:
+        assert [one.send().outcome for _ in range(3)] == [Outcome.ON_TIME] * 3
+        assert len(one.cluster.warnings()) == 1
+    assert told_once(caplog, "names models that the profile does not know") or told_once(caplog, "answers name models")
+
+
+# Threads.
+
+
+@pytest.mark.parametrize("ends_by", [ZeroDivisionError("by nought"), SystemExit(3), KeyboardInterrupt()])
+@pytest.mark.parametrize("method", ["infer", "health"])
+def test_thread_that_dies_stops_the_run_and_is_named(monkeypatch, method, ends_by):
+    with harness(Node(), health_interval_s=0.02) as one:
+        assert one.send().outcome is Outcome.ON_TIME
+
+        def die(*_):
+            raise ends_by
+
+        monkeypatch.setattr(NodeClient, method, die)
+        one.place()
+        assert eventually(lambda: one.cluster.failure is not None)
+        assert not one.cluster.advance_to(1e9)
+        one.cluster.drain()
+    thread = "coral1-0" if method == "infer" else "coral1-health"
+    assert f"the thread {thread} died of {type(ends_by).__name__}" in str(one.cluster.failure)
+    assert one.results[-1].outcome in (Outcome.UNFINISHED, Outcome.ON_TIME)
+
+
+@pytest.mark.timeout(30)
+def test_health_that_hangs_before_its_deadline_begins_is_waited_for_no_longer_than_a_bound(monkeypatch):
+    never = threading.Event()
+    monkeypatch.setattr(inference_request, "_START_PATIENCE_S", 0.1)
+    with ExitStack() as stack:
+        stack.callback(never.set)
+        one = Harness(stack, {"coral1": Node(), "hailo1": Node()}, connect_timeout_s=0.2)
+        port = one.servers["coral1"].port
+
+        def look_up(host, at, **options):
+            if at == port:
+                never.wait(20)
+            return getaddrinfo(host, at, **options)
+
+        getaddrinfo = socket.getaddrinfo
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+        with one.cluster:
+            assert one.cluster.unreachable_at_start == {"coral1": "/health was not answered within 0.3 s"}
+            one.cluster.start_load()
+            assert one.send().assigned_node == "hailo1"
+            never.set()
+
+
 # The client alone.
 
 
@@ -710,7 +817,9 @@ def test_only_addresses_that_were_not_filled_in_are_placeholders():
     assert placeholders({"coral1": "http://10.42.1.7:8080/infer"}) == []
 
 
-@pytest.mark.parametrize("url", ["http://10.42.1.7:8080/infer", "http://coral1/infer", "http://[::1]:8080/infer"])
+@pytest.mark.parametrize(
+    "url", ["http://10.42.1.7:8080/infer", "http://coral1/infer", "http://[::1]:8080/infer", "http://coral_1.default.svc.:80/x"]
+)
 def test_worker_urls_that_make_sense_are_taken(url):
     assert require_worker_urls({"coral1": url})["coral1"].url == url
 
@@ -730,6 +839,18 @@ def test_worker_urls_that_make_sense_are_taken(url):
         "http://10.42.1.7:99999/infer",
         "http://10.42.1.7:port/infer",
         "http://[::1/infer",
+        "http://10.42..1.7:8080/infer",
+        "http://10.42.1:8080/infer",
+        "http://10.42.1.700:8080/infer",
+        "http://010.42.1.7:8080/infer",
+        "http://10.42.1.7.:8080/infer.",
+        "http://coral1..local/infer",
+        "http://-coral1/infer",
+        "http://coral 1/infer",
+        f"http://{'a' * 64}/infer",
+        f"http://{'a.' * 127}aaa/infer",
+        "http://10.42.1.7:0/infer",
+        "http://[fe80::1::2]/infer",
     ],
 )
 def test_malformed_worker_url_is_refused_by_name(url):

@@ -478,3 +478,9 @@ def test_hash_is_of_the_content_and_not_of_the_text(tmp_path):
     content = load_profile(PROFILE).model_dump()
     turned = PerformanceProfile.model_validate({**content, "nodes": dict(reversed(content["nodes"].items()))})
     assert turned.sha256 != load_profile(PROFILE).sha256  # ties go by the order of the nodes
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "a\u2028b", "\x1b[2J", "a" * 201])
+def test_name_of_a_model_that_not_every_file_can_hold_is_refused(tmp_path, name):
+    path = changed(tmp_path, latency={name: {"provenance": "measured", "mean_ms": {"coral1": 1.0}}})
+    assert "latency: expected names of 1 to 200 printable characters, found" in refusal(path)

@@ -53,6 +53,14 @@ def page(text):
     return lambda asked: Reply(content=text.encode())
 
 
+def test_samples_of_reads_labels_of_any_text():
+    values = ["a b", "{x},}", 'quote\\"', "#", "모델", "line\u2028separator", "\x85\x0b\x1c"]
+    page = "".join(f'node_power_watts{{node="{value}"}} 1\n' for value in values)
+    assert [labels["node"] for _, labels, _ in samples_of(page, ("node_power_watts",))] == [
+        value.replace('\\"', '"') for value in values
+    ]
+
+
 def test_samples_of_takes_the_named_metrics_only():
     assert samples_of(PAGE, ("node_power_watts",)) == [("node_power_watts", {"accelerator": "coral", "node": "coral1"}, 4.56)]
     assert samples_of("", ("node_power_watts",)) == []

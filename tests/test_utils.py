@@ -33,6 +33,7 @@ from utils import (
     printable,
     random_stream,
     read_yaml,
+    supervised_thread,
     validated,
     write_json_atomically,
 )
@@ -65,6 +66,43 @@ def test_text_of_others_is_shown_in_one_line_without_control_characters(text, sh
 def test_long_text_of_others_is_cut(text):
     assert len(printable(text, 10)) == 10 and printable(text, 10).endswith("...")
     assert printable("a" * 10, 10) == "a" * 10
+
+
+# Threads
+
+
+@pytest.mark.parametrize("end", [ValueError("two\nlines"), SystemExit(0), KeyboardInterrupt(), RecursionError("deep")])
+def test_thread_that_dies_tells_why_and_where(end):
+    told: queue.Queue[HarnessError] = queue.Queue()
+
+    def live():
+        raise end
+
+    thread = supervised_thread("reader", live, told.put)
+    assert thread.daemon and not thread.is_alive()
+    thread.start()
+    text = str(told.get(timeout=PATIENCE_S))
+    thread.join(PATIENCE_S)
+    assert text.startswith(f"the thread reader died of {type(end).__name__}") and "test_utils.py:" in text and text.isprintable()
+    assert told.empty()
+
+
+def test_thread_that_ends_by_itself_tells_nothing():
+    told: list[HarnessError] = []
+    thread = supervised_thread("reader", lambda: None, told.append)
+    thread.start()
+    thread.join(PATIENCE_S)
+    assert told == []
+
+
+@pytest.mark.parametrize("flush_interval_s", [0.001, None])
+def test_row_that_cannot_be_written_is_told_and_does_not_hang_the_end(tmp_path, flush_interval_s):
+    told: queue.Queue[Exception] = queue.Queue()
+    files = RowFiles({tmp_path / "rows.csv": ("a",)}, told.put, flush_interval_s)
+    files.append(tmp_path / "rows.csv", ("\ud800",))
+    files.close()
+    assert "surrogates not allowed" in str(told.get(timeout=PATIENCE_S))
+    assert files.error is not None and told.empty()
 
 
 # YAML

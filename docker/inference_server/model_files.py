@@ -9,7 +9,6 @@
 """
 
 import hashlib
-import re
 import reprlib
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
@@ -21,7 +20,7 @@ INPUT_TYPES = ("uint8", "int8", "float32")
 KEYS = ("file", "input_type", "sha256", "mean", "std")
 CHUNK_BYTES = 1 << 20
 LARGEST_NUMBER = 1e6
-MODEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+LONGEST_NAME = 200
 
 _SHORT = reprlib.Repr()  # what a manifest holds may be long, and aliases in YAML make it longer
 _SHORT.maxlevel = 2
@@ -107,8 +106,10 @@ def _entries(path: Path) -> Dict[str, Dict[str, Any]]:
     if not isinstance(models, dict) or not models:
         raise InvalidManifest(f"{path}: expected a mapping 'models' from name to file")
     for name, entry in models.items():
-        if not isinstance(name, str) or not MODEL_NAME.fullmatch(name):
-            raise InvalidManifest(f"{path}: expected names of letters, digits and . _ -, got {ascii(_SHORT.repr(name))}")
+        if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+            raise InvalidManifest(
+                f"{path}: expected names of 1 to {LONGEST_NAME} printable characters, got {ascii(_SHORT.repr(name))}"
+            )
         if not isinstance(entry, dict):
             shown = _SHORT.repr(entry)
             raise InvalidManifest(f"{path}: {name}: expected {{file: ..., input_type: ..., sha256: ...}}, got {shown}")
