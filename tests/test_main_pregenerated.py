@@ -11,6 +11,7 @@ from datetime import datetime
 from io import StringIO
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote_plus
 
 import pytest
 from rich.console import Console
@@ -18,15 +19,15 @@ from rich.console import Console
 import main_pregenerated
 from console import print_summary
 from inference_request import WORKERS
-from main_pregenerated import WallClock, choose_cluster, main, parse_options, say_power_metrics
+from main_pregenerated import WallClock, _power_poller, choose_cluster, main, parse_options, say_power_metrics
 from metric_collector import DEVICE_COLUMNS, RESULT_COLUMNS, RunFolder, decision_columns
 from prometheus_collector import PrometheusCollector
 from scenario import build_scenario
-from settings import load_settings
+from settings import PowerMetrics, load_settings
 from slo_monitor import VIOLATION_COLUMNS
 from task import PowerSample
 from task_generator import save_trace, scenario_sha256
-from tests.helpers import default_settings
+from tests.helpers import Reply, default_profile, default_settings, scripted_server
 from utils import PROJECT_ROOT, HarnessError, UsageError
 
 REAL = {name: f"http://10.42.1.{number}:8080/infer" for number, name in enumerate(WORKERS, start=1)}
@@ -223,6 +224,32 @@ def test_nodes_without_power_data_or_without_a_counter_are_named_in_one_line_eac
     nothing, gauge_only = lines
     assert nothing.startswith("no power data of jetson1, jetson2: expected node_energy_joules_total or node_power_watts")
     assert gauge_only == "no node_energy_joules_total of hailo1: energy is the integral of node_power_watts"
+
+
+def test_nodes_without_power_data_are_named_with_the_names_of_the_settings():
+    names = PowerMetrics(
+        power_w=["a_watt", "b_watt"], energy_j=[], measured_s=[], label="instance", nodes={"coral1": "10.0.0.7:8000"}
+    )
+    lines: list[str] = []
+    say_power_metrics({"coral1": (), "coral2": ("node_power_watts",)}, lines.append, names)
+    assert lines == [
+        'no power data of coral1: expected a_watt or b_watt with 10.0.0.7:8000 in the label "instance"',
+        "no energy counter of coral2: energy is the integral of a_watt or b_watt",
+    ]
+
+
+@pytest.mark.parametrize(("interval_s", "looks_back"), [(0.1, "[15000ms]"), (1.0, "[15000ms]"), (2.0, "[20000ms]")])
+def test_slow_exporters_are_met_by_a_look_back_of_at_least_15_s(interval_s, looks_back):
+    settings = default_settings(power={"poll_interval_s": interval_s})
+    at_s = time.time() - 2.0  # the exporter took long to answer
+    sample = {"metric": {"__name__": "node_power_watts", "node": "coral1"}, "values": [[at_s, "5"], [at_s + 1, "5000"]]}
+    answer = Reply(content={"status": "success", "data": {"resultType": "matrix", "result": [sample]}})
+    with scripted_server(lambda asked: answer) as server:
+        power = _power_poller(server.url, None, ["coral1"], settings, default_profile(), lambda: False)
+        power.poll()
+        assert unquote_plus(server.asked[0].path).endswith(looks_back)
+    assert power.latest["coral1"].power_w is None  # 5000 W cannot be
+    assert power.history().samples["coral1"][0].power_w == 5.0
 
 
 def test_nothing_is_said_of_power_where_every_node_has_its_counter():
