@@ -17,12 +17,14 @@ from mobility.mobility_manager import Mobility
 from performance_profile import PerformanceProfile
 from run_figures import (
     RunFacts,
+    achievable_warning,
     busy_estimated,
     busy_s,
     busy_warnings,
     describe_run,
     energy_invalid_reasons,
     energy_summary,
+    impossible_reasons,
     invalid_reasons,
     jain_index,
     mean,
@@ -38,6 +40,11 @@ from settings import Settings
 from task import DISPATCHED, Decision, Outcome, TaskResult
 from task_figures import TaskFigures, TaskLog
 from utils import UsageError, write_failure
+
+_TIMING_ERROR_S = 5e-3
+"""What a response time of an emulated node may be off by: calibration, wake-up, clock."""
+_QUICKEST_NODE, _LUCK_SIGMAS = 0.8, 3.0
+"""A real node may be quicker than its profile by this factor, and an inference shorter than its mean by so many sigmas."""
 
 RESULT_COLUMNS = (
     "task_id",
@@ -257,7 +264,10 @@ class MetricCollector:
         lag_s = percentiles(figures["dispatch_lag_s"])
         # in virtual time an answer that never came is one of a hopeless queue: a result, not a fault
         lost = len(figures.of(Outcome.FAILED)) if facts.cluster == "simulated" else len(dispatched) - len(completed)
+        estimate = facts.cluster == "workers"
         reasons = invalid_reasons(facts, lag_s, len(dispatched), lost)
+        reasons += impossible_reasons(self.met_the_impossible(dispatched, estimate), len(dispatched))
+        fixed_rate, achievable_rate = mean(dispatched["met_fixed_deadline"]), mean(self.achievable(dispatched, estimate))
         energy_reasons = energy_invalid_reasons(facts.energy, facts.impossible_energy)
         unanswered = figures.unanswered
         told_s = {node: float(completed.on_node(node)["inference_time_s"].sum()) for node in self._node_names}
@@ -277,7 +287,12 @@ class MetricCollector:
             "invalid_reasons": reasons,
             "energy_valid": not energy_reasons,
             "energy_invalid_reasons": energy_reasons,
-            "warnings": [*facts.warnings, *busy_warnings(facts), *unanswered_warning(len(unanswered), len(dispatched))],
+            "warnings": [
+                *facts.warnings,
+                *busy_warnings(facts),
+                *unanswered_warning(len(unanswered), len(dispatched)),
+                *achievable_warning(fixed_rate, achievable_rate),
+            ],
             "cluster": facts.cluster,
             **describe_run(self._settings, facts.scenario_sha256, facts.performance_profile_sha256, facts.trace),
             "tasks": {"generated": len(figures), **{outcome.value: len(figures.of(outcome)) for outcome in Outcome}},
@@ -287,13 +302,13 @@ class MetricCollector:
             "slo_violations_by_class": {name: len(all_) - len(good) for name, (all_, good) in by_class.items()},
             "adapted_deadline_compliance_rate": adapted_rate,
             "adapted_deadline_compliance_rate_by_class": adapted_rates,
-            "fixed_deadline_compliance_rate": mean(dispatched["met_fixed_deadline"]),
+            "fixed_deadline_compliance_rate": fixed_rate,
             "fixed_deadline_compliance_rate_by_class": {
                 name: mean(all_["met_fixed_deadline"]) for name, (all_, _) in by_class.items()
             },
             "base_deadline_compliance_rate": mean(dispatched["met_base_deadline"]),
-            "achievable_slo_rate": mean(self.achievable(dispatched, estimate=facts.cluster == "workers")),
-            "achievable_slo_rate_is_estimate": facts.cluster == "workers",
+            "achievable_slo_rate": achievable_rate,
+            "achievable_slo_rate_is_estimate": estimate,
             "delivered_rate": ratio(self.delivered_count(completed), len(dispatched)),
             "delivered_rate_is_estimate": facts.guesses_paths,
             "in_cell_share_is_estimate": facts.guesses_paths,
@@ -334,19 +349,48 @@ class MetricCollector:
 
         Each task takes its own service noise, or, for an `estimate`, the profile's mean.
         """
-        fixed_deadline_s = tasks["fixed_deadline_s"]
+        return self._on_idle_nodes_s(tasks, estimate) <= tasks["fixed_deadline_s"]
+
+    def met_the_impossible(self, tasks: TaskFigures, estimate: bool = False) -> int:
+        """How many tasks met a fixed deadline that no node can meet: none, unless answers are invented or the profile is wrong.
+
+        There is a margin. Where each task's own times are known it is what clocks and calibrations may be off by. An `estimate`
+        leaves out the request overhead, of which the profile holds an upper bound, and lets every inference be as short as a very
+        lucky one on a node that is quicker than the profile says.
+        """
+        met = tasks.where(tasks["met_fixed_deadline"] == 1)
+
+        def lucky_s(node: str, model: str, own: NDArray[np.bool_]) -> Floats:
+            return _QUICKEST_NODE * self._service_time_s(node, model, np.full(int(own.sum()), -_LUCK_SIGMAS), False)
+
+        least_s = self._least_s(met, lucky_s) if estimate else self._on_idle_nodes_s(met, False) - _TIMING_ERROR_S
+        return int((least_s > met["fixed_deadline_s"]).sum())
+
+    def _on_idle_nodes_s(self, tasks: TaskFigures, estimate: bool) -> Floats:
+        """What each task takes from arrival to answer on the best idle node, shape (n,), seconds."""
         service_noise = np.zeros(len(tasks)) if estimate else tasks["service_noise"]
         overhead_noise = np.full(len(tasks), np.nan) if estimate else tasks["overhead_noise"]
-        achievable = np.zeros(len(tasks), dtype=bool)
+
+        def taken_s(node: str, model: str, own: NDArray[np.bool_]) -> Floats:
+            overhead_s = self._profile.overhead_of_tasks_s(node, overhead_noise[own])
+            return overhead_s + self._service_time_s(node, model, service_noise[own], estimate)
+
+        return self._least_s(tasks, taken_s)
+
+    def _least_s(self, tasks: TaskFigures, taken_s: Callable[[str, str, NDArray[np.bool_]], Floats]) -> Floats:
+        """The least of what each task takes on the nodes that serve its model, shape (n,), seconds; infinite where none does.
+
+        Args:
+            tasks: the tasks.
+            taken_s: given a node, a model and a mask of the tasks, shape (n,), what those tasks take there.
+        """
+        least_s = np.full(len(tasks), np.inf)
         for model in self._settings.models:
             own = tasks.has_model(model)
-            noise, within_s, met = service_noise[own], fixed_deadline_s[own], np.zeros(int(own.sum()), dtype=bool)
             for node in self._node_names:
                 if self._serves(node, model):
-                    service_s = self._service_time_s(node, model, noise, estimate)
-                    met |= self._profile.overhead_of_tasks_s(node, overhead_noise[own]) + service_s <= within_s
-            achievable[own] = met
-        return achievable
+                    least_s[own] = np.minimum(least_s[own], taken_s(node, model, own))
+        return least_s
 
     def _serves(self, node: str, model: str) -> bool:
         return model in self._profile.service_time_s(node)

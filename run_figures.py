@@ -249,6 +249,26 @@ def invalid_reasons(
     return reasons + _node_reasons(facts, dispatched, lost)
 
 
+def impossible_reasons(met: int, dispatched: int) -> list[str]:
+    """What tasks that met a deadline which no node can meet say against the run; empty where there are none."""
+    if not met:
+        return []
+    return [
+        f"{met} of {dispatched} dispatched tasks met a deadline that no idle node can meet: the nodes are quicker than the "
+        "profile, which profile_nodes.py measures, or their answers are invented"
+    ]
+
+
+def achievable_warning(met_rate: float | None, achievable_rate: float | None) -> list[str]:
+    """What a reader must know where more tasks met their fixed deadline than idle nodes could; empty where that is not so."""
+    if met_rate is None or achievable_rate is None or met_rate <= achievable_rate:
+        return []
+    return [
+        f"{met_rate:.2%} of the tasks met their fixed deadline, {achievable_rate:.2%} could by the profile: nodes are quicker "
+        "than it says; profile_nodes.py measures it anew"
+    ]
+
+
 def _node_reasons(facts: RunFacts, dispatched: int | None, lost: int) -> list[str]:
     """What nodes and tasks that failed say against the run.
 

@@ -171,6 +171,35 @@ def test_energy_per_task_is_null_without_tasks():
     assert energy["above_idle_per_task"] is None and energy["above_idle_per_on_time_task"] is None
 
 
+# More than is achievable: hailo1, the better node, takes 20 ms and, at noise 0, 49 ms.
+
+
+@pytest.mark.parametrize(
+    ("cluster", "deadline_s", "response_s", "is_possible"),
+    [
+        ("emulated", 0.063, 0.050, False),
+        ("emulated", 0.063, 0.064, True),  # late
+        ("emulated", 0.066, 0.050, True),  # within what a calibration may be off by
+        ("simulated", 0.020, 0.010, False),
+        ("workers", 0.021, 0.010, False),  # 0.8 times the inference at 3 sigmas below its mean is 21.7 ms
+        ("workers", 0.023, 0.010, True),
+    ],
+)
+def test_deadline_that_no_node_can_meet_and_a_task_met_makes_the_run_invalid(cluster, deadline_s, response_s, is_possible):
+    tasks = [answered(1, response_s, deadline_s=deadline_s), answered(2, 0.2, deadline_s=0.3), answered(3, 0.9, deadline_s=0.01)]
+    summary = summary_of(*tasks, cluster=cluster)
+    assert summary["valid"] is is_possible
+    if not is_possible:
+        assert summary["invalid_reasons"][0].startswith("1 of 3 dispatched tasks met a deadline that no idle node can meet")
+    met = response_s <= deadline_s
+    assert any("33.33% could by the profile" in line for line in summary["warnings"]) is met
+
+
+def test_tasks_that_met_what_is_achievable_are_no_cause_for_a_warning():
+    summary = summary_of(answered(1, 0.08, deadline_s=0.1), answered(2, 0.5, deadline_s=0.1), cluster="workers")
+    assert summary["valid"] and summary["warnings"] == []
+
+
 # Validity.
 
 GOOD_LAG = {"p99": 0.001, "max": 0.04}
