@@ -1,6 +1,7 @@
 """The command line: what it refuses and how, which cluster it takes, and what it puts together."""
 
 import argparse
+import queue
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from rich.console import Console
 
 import main_pregenerated
-from console import print_summary
+from console import Progress, print_summary
 from inference_request import WORKERS
 from main_pregenerated import WallClock, _power_poller, choose_cluster, main, parse_options, say_power_metrics
 from metric_collector import DEVICE_COLUMNS, RESULT_COLUMNS, RunFolder, decision_columns
@@ -482,3 +483,13 @@ def test_energy_of_real_workers_is_taken_against_the_idle_power_measured_before_
     energy = found["energy"]["coral1"]
     assert energy.above_idle_j == pytest.approx(energy.total_j * 6 / 9, rel=0.1)  # the step from 3 W lies at the window's edge
     assert energy.total_j == pytest.approx(9.0 * found["window_s"], rel=0.1)
+
+
+def test_display_that_dies_stops_the_run_and_is_named(monkeypatch):
+    stopped: queue.Queue[HarnessError] = queue.Queue()
+    cluster: Any = SimpleNamespace(stop=stopped.put, now_s=lambda: 1.0)
+    monkeypatch.setattr("console._PLAIN_REFRESH_S", 0.001)
+    nothing: Any = SimpleNamespace()
+    with Progress(Console(file=StringIO()), cluster, nothing, nothing, default_settings()):
+        text = str(stopped.get(timeout=10))
+    assert "the thread progress died of AttributeError" in text

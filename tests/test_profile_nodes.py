@@ -56,6 +56,7 @@ class Node:
             **(health or {}),
         }
         self.inferred = []
+        self.says_waits = True
         self._instead = instead or {}
         self._says_switches = says_switches
         self._numbers = count()
@@ -69,6 +70,8 @@ class Node:
         model = asked.path.partition("=")[2] or "mobilenet"
         factor = (0.5, 1.5)[sum(before == model for before in self.inferred) % 2]
         answer = {"queue_time": 0.0, "inference_time": MEAN_US.get(model, 10.0) * factor / 1e6}
+        if not self.says_waits:
+            del answer["queue_time"]
         if self._says_switches:
             answer["model_switched"] = not self.inferred or self.inferred[-1] != model
         self.inferred.append(model)
@@ -365,6 +368,24 @@ def test_addresses_that_are_swapped_are_noticed(refused, workers, monkeypatch):
     one, other = addresses(workers(Node("coral1"), Node("coral2"))).values()
     monkeypatch.setattr(profile_nodes, "WORKERS", {"coral1": other, "coral2": one})
     assert "coral1: its address is that of coral2, nothing was measured" in refused(status=1)
+
+
+def test_server_that_tells_neither_its_models_nor_waits_is_measured_and_that_is_said(run, workers, caplog):
+    node = Node("coral1")
+    del node.health["models"]
+    node.says_waits = False
+    workers(node)
+    status, out, _ = run()
+    assert status == 0 and set(node.inferred) == set(MODELS)
+    assert "coral1: answers hold no queue_time" in out
+    assert ["coral1: /health lists no models" in message for message in caplog.messages] == [True]
+
+
+@pytest.mark.parametrize("wrong", [{"model": "vgg16"}, {"server": "hailo1"}])
+def test_answer_of_another_server_or_model_is_noticed(refused, workers, wrong):
+    answer = {"queue_time": 0.0, "inference_time": 1e-6, "model": "mobilenet", **wrong}
+    workers(Node("coral1", instead=dict.fromkeys(range(40), Reply(content=answer))))
+    assert "answer is not as agreed: it is of the" in refused(status=1)
 
 
 def test_server_under_a_name_of_its_own_is_no_mistake(run, workers):

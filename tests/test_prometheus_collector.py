@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import queue
 import re
 import socket
 import threading
@@ -29,7 +30,7 @@ from prometheus_collector import (
 from settings import PowerMetrics
 from task import PowerSample
 from tests.helpers import Reply, eventually, scripted_server
-from utils import UsageError
+from utils import HarnessError, UsageError
 
 
 def times(*values):
@@ -603,6 +604,31 @@ class ListSource:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_poller_that_dies_is_told_whenever_somebody_asks(when):
+    told: queue.Queue[HarnessError] = queue.Queue()
+    died = threading.Event()
+
+    class Dying(ListSource):
+        def read(self):
+            if when == "after" and self.polls:
+                asked.wait(10)
+            if self.polls:
+                died.set()
+                raise SystemExit(3)
+            return super().read()
+
+    asked = threading.Event()
+    with PrometheusCollector(Dying({}), ["coral1"], 0.01) as collector:
+        if when == "before":
+            assert died.wait(10)
+            collector._thread.join(10)
+        collector.on_death(told.put)
+        asked.set()
+        text = str(told.get(timeout=10))
+    assert "the thread power-poller died of SystemExit: 3" in text and told.empty()
 
 
 def test_failed_poll_is_counted_and_the_old_samples_stay_and_age(caplog):
