@@ -119,7 +119,9 @@ class _Socket(socket.socket):
         count = super().recv_into(buffer, nbytes, flags)
         self.received += count
         if self.received > 2 * LONGEST_BODY:
-            raise NodeFault(f"answer: expected at most {LONGEST_BODY} bytes and a head no longer than that, found more")
+            raise NodeFault(
+                f"answer is not as agreed: expected at most {LONGEST_BODY} bytes and a head no longer than that, found more"
+            )
         return count
 
 
@@ -265,7 +267,7 @@ class NodeClient:
             content = response.read(LONGEST_BODY + 1)
             missing = response.length
         if len(content) > LONGEST_BODY:
-            raise NodeFault(f"answer: expected at most {LONGEST_BODY} bytes, found more")
+            raise NodeFault(f"answer is not as agreed: expected at most {LONGEST_BODY} bytes, found more")
         if missing:
             raise IncompleteRead(content, missing)
         sock.was_used = True
@@ -382,4 +384,4 @@ def _cause(error: Exception) -> str:
     """What happened, in a few words."""
     if isinstance(error, OSError):
         return (error.strerror or str(error)).lower() or type(error).__name__
-    return f"{type(error).__name__}: {error}"
+    return repr(error)
