@@ -221,6 +221,7 @@ def test_node_of_a_scheduler_holds_no_service_noise():
         "power_w",
         "power_age_s",
         "closeness",
+        "overhead_j",
     ]
     assert not hasattr(Node("coral1", "coral", 4.0, 5.0), "__dict__")
 
