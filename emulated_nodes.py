@@ -214,12 +214,12 @@ class EmulatedNodes:
 
     def calibration_warnings(self) -> list[str]:
         """What a reader of the results must know of the calibration."""
+        long = [f"{node} {ms:.1f}" for node, ms in self.round_trip_ms.items() if ms > _LARGEST_ROUND_TRIP_MS]
+        if not long:
+            return []
         return [
-            f"calibration: the local round trip of {node} was measured as {round_trip_ms:.1f} ms, more than"
-            f" {_LARGEST_ROUND_TRIP_MS:g} ms: its answers may come earlier than those of the node that it stands for;"
-            " repeat the run on a machine that is not busy"
-            for node, round_trip_ms in self.round_trip_ms.items()
-            if round_trip_ms > _LARGEST_ROUND_TRIP_MS
+            f"calibration: expected local round trips of at most {_LARGEST_ROUND_TRIP_MS:g} ms, measured {', '.join(long)} ms:"
+            " the answers may come earlier than those of the nodes that are emulated; repeat the run on an idle machine"
         ]
 
     def _round_trip_ms(self, node: str, model: str) -> float:

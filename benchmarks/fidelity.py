@@ -245,7 +245,7 @@ def load_that_keeps_busy(busiest: Callable[[float], float]) -> float:
 
 def busiest_in_virtual_time(settings: Settings, profile: PerformanceProfile) -> float:
     """Busy fraction of the busiest node over one run in virtual time, from the start of the load to the end of the drain."""
-    settings, scenario = build_scenario(settings, None, None)
+    settings, scenario = build_scenario(settings, None, None, profile.overhead_varies)
     scheduler = create_scheduler(settings.scheduler, settings, random_stream(settings.seed, "policy"))
     busy_s = dict.fromkeys(profile.nodes, 0.0)
 
