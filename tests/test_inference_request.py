@@ -792,6 +792,21 @@ def test_noise_travels_without_loss():
     assert (answer.queue_time_s, answer.inference_time_s) == (0.00025, 0.0005)
 
 
+def test_noise_of_the_overhead_is_sent_where_overheads_vary():
+    with client_of(lambda asked: OK) as (client, server):
+        client.connect()
+        for noise in (None, 0.12345678901234567):
+            client.infer("resnet50", 0.0, True, noise)
+        without, with_noise = (asked.headers for asked in server.asked)
+    assert "X-Overhead-Noise" not in without
+    assert float(with_noise["X-Overhead-Noise"]) == 0.12345678901234567
+    with harness(Node(health=healthy(binary=True))) as one:
+        with one.cluster.lock:
+            one.cluster.place(make_task(), DEVICE, 0.0, -1.5)
+        assert eventually(lambda: one.inferences("coral1"))
+        assert one.inferences("coral1")[0].headers["X-Overhead-Noise"] == "-1.5"
+
+
 def test_client_goes_on_after_a_timeout():
     never = threading.Event()
     node = Node([Reply(after=never), OK])
