@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from typing import Any, NoReturn, TextIO, cast
 
-from utils import HarnessError, Interrupted, StopRequested, UsageError
+from utils import NO_RESOURCES, HarnessError, Interrupted, StopRequested, UsageError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -192,13 +192,13 @@ def _status_and_line(run: Callable[[], int]) -> tuple[int, str]:
         return EXIT_INTERRUPTED, "interrupted"
     except MemoryError:
         return EXIT_FAILED, "memory is not enough: expected a shorter run, fewer devices or less load, or more memory"
-    except OSError as error:
-        if error.errno not in _NO_RESOURCES:
+    except (OSError, RuntimeError) as error:
+        if getattr(error, "errno", None) not in NO_RESOURCES and str(error) != _NO_THREAD:
             raise
-        return EXIT_FAILED, f"this machine gives the process no more: {error.strerror} (see ulimit -a)"
+        return EXIT_FAILED, f"this machine gives the process no more: {error} (see ulimit -a)"
 
 
-_NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+_NO_THREAD = "can't start new thread"
 
 
 def stoppable(program: str, run: Callable[[StopSignal], int]) -> int:

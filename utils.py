@@ -53,9 +53,13 @@ class StopRequested(KeyboardInterrupt):
     """A stop request that ends what is running at once; no KeyboardInterrupt of a user's own code is one."""
 
 
+NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+"""What the machine says when it gives a process no more files, memory or processes."""
+
+
 def write_failure(what: str, error: OSError) -> HarnessError:
     """The error to raise when a file cannot be written: a full disk is a failure, a wrong place is bad usage."""
-    kind = HarnessError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else UsageError
+    kind = HarnessError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, *NO_RESOURCES) else UsageError
     return kind(f"{what}: {error.strerror}")
 
 

@@ -56,13 +56,14 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
             table[name] = table[name].astype(object).fillna("").astype(str)
             continue
         if name in FLAG_COLUMNS and table[name].dtype == object:
-            table[name] = table[name].map(_FLAGS)
+            table[name] = table[name].map(lambda flag: _FLAGS.get(flag.lower() if isinstance(flag, str) else flag))
         numbers = pd.to_numeric(table[name], errors="coerce").astype(float)
         table[name] = numbers.where(numbers.abs() < GREATEST)
     return table
 
 
 def _rows_of(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    separator = _separator_of(path)
     for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE):  # a row that was cut short may have left a quotation mark open
         try:
             return pd.read_csv(
@@ -74,6 +75,9 @@ def _rows_of(path: Path, columns: Sequence[str]) -> pd.DataFrame:
                 low_memory=False,
                 on_bad_lines="skip",
                 quoting=quoting,
+                sep=separator,
+                decimal="," if separator == ";" else ".",
+                encoding="utf-8-sig",
             )
         except pd.errors.ParserError:
             continue
@@ -82,11 +86,21 @@ def _rows_of(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame()
 
 
+def _separator_of(path: Path) -> str:
+    """The comma, or the semicolon or tab that a spreadsheet wrote in its place."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            header = file.readline()
+    except (OSError, UnicodeDecodeError):
+        header = ""
+    return max(",;\t", key=header.count)
+
+
 def header_of(path: Path) -> list[str]:
     """Names of the columns of a CSV file; none where it cannot be read."""
     try:
-        with path.open(encoding="utf-8") as file:
-            return file.readline().strip().split(",")
+        with path.open(encoding="utf-8-sig") as file:
+            return [name.strip('"') for name in file.readline().strip().split(_separator_of(path))]
     except (OSError, UnicodeDecodeError):
         return []
 

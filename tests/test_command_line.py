@@ -96,6 +96,7 @@ def test_run_without_an_error_gives_its_own_status_and_any_other_error_goes_thro
         (StopRequested(), 130, "interrupted"),
         (MemoryError(), 1, "memory is not enough"),
         (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), 1, "Too many open files"),
+        (RuntimeError("can't start new thread"), 1, "can't start new thread"),
     ],
 )
 def test_what_the_machine_or_the_person_ends_costs_one_line(capsys, error, status, says):
