@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from mobility.mobility_manager import Cell, Mobility, MobilityManager
+from mobility.mobility_manager import Mobility, MobilityManager
 from settings import DeviceSettings, Duration, Load, Seed, Settings
 from task_generator import MOST_TRACE_BYTES, OVERHEAD_NOISE, Trace, generate_trace, load_trace, recorded_mobility, save_trace
 from utils import StrictModel, UsageError, open_to_read, validated, write_failure, write_json_atomically
@@ -24,6 +24,8 @@ _MOST_META_BYTES = 2**20
 _SAME_PLACE_M = 1e-6
 _FAR_RATE = 100.0
 """A trace with so many times more or fewer tasks per second than the settings give is probably not in seconds."""
+_MANY = 10
+"""So many tasks of a load do not all arrive in its second half."""
 
 
 class TraceMeta(StrictModel):
@@ -82,22 +84,23 @@ def build_scenario(
     if trace_file is None:
         mobility = MobilityManager(settings.devices, settings.seed)
         return settings, Scenario(generate_trace(settings, mobility, overhead_varies), mobility, range(mobility.device_count))
-    trace = load_trace(trace_file, settings)
     sha256 = _file_sha256(trace_file)
     warnings = []
+    try:
+        meta = _read_meta(meta_path(trace_file), sha256)
+        own = settings.replace(devices=meta.devices, load=meta.load)
+        trace = replace(load_trace(trace_file, own), duration_s=meta.duration_s)
+        walked: MobilityManager | None = _fitting_mobility(meta_path(trace_file), meta, trace)
+        settings, replay = own, Replay(trace_file, sha256, meta.seed, meta.load)
+    except UsageError as error:
+        trace = load_trace(trace_file, settings)
+        walked, replay = None, Replay(trace_file, sha256)
+        warnings += [f"delivered_rate and in_cell_share are estimates: {error}", *_time_hints(trace_file, trace, settings)]
     if overhead_varies and trace.overhead_noise is None:
         warnings.append(
             f"{trace_file} has no column {OVERHEAD_NOISE}: every request takes the mean request overhead,"
             " whatever overhead_cv the profile has"
         )
-    try:
-        meta, walked = _fitting_meta(meta_path(trace_file), sha256, trace, settings)
-        trace = replace(trace, duration_s=meta.duration_s)
-        settings = settings.replace(devices=meta.devices, load=meta.load)
-        replay = Replay(trace_file, sha256, meta.seed, meta.load)
-    except UsageError as error:
-        walked, replay = None, Replay(trace_file, sha256)
-        warnings += [f"delivered_rate and in_cell_share are estimates: {error}", *_rate_hint(trace_file, trace, settings)]
     if duration_s is not None and duration_s < trace.duration_s:
         trace = trace.before(duration_s)
     if not len(trace):
@@ -146,11 +149,11 @@ def _file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fitting_meta(path: Path, sha256: str, trace: Trace, settings: Settings) -> tuple[TraceMeta, MobilityManager]:
-    """The meta file of a trace, and the paths of its devices.
+def _read_meta(path: Path, sha256: str) -> TraceMeta:
+    """The meta file of the trace with that hash.
 
     Raises:
-        UsageError: there is none, or it does not fit the trace or the settings.
+        UsageError: there is none, or it is of another trace.
     """
     with open_to_read(path, _MOST_META_BYTES) as file:
         try:
@@ -162,24 +165,37 @@ def _fitting_meta(path: Path, sha256: str, trace: Trace, settings: Settings) -> 
     meta = validated(TraceMeta, content, str(path), {})
     if meta.trace_sha256 != sha256:
         raise UsageError(f"{path} is of another trace: expected trace_sha256 {sha256}, found {meta.trace_sha256}")
-    if Cell.of(meta.devices) != Cell.of(settings.devices):
-        raise UsageError(f"{path} has another area or cell than the settings: expected {Cell.of(settings.devices)}")
+    return meta
+
+
+def _fitting_mobility(path: Path, meta: TraceMeta, trace: Trace) -> MobilityManager:
+    """The paths of the devices of a trace.
+
+    Raises:
+        UsageError: they do not lead to where the trace says that they were.
+    """
     mobility = MobilityManager(meta.devices, meta.seed)
     own = (trace.device_id >= 0) & (trace.device_id < mobility.device_count)
     fits = own.all() and trace.arrival_time_s[-1] < meta.duration_s
     if not fits or np.abs(mobility.states(trace.device_id, trace.arrival_time_s)[0] - trace.position_m).max() > _SAME_PLACE_M:
         raise UsageError(f"{path} does not fit the trace: its seed and devices lead to other positions")
-    return meta, mobility
+    return mobility
 
 
-def _rate_hint(trace_file: Path, trace: Trace, settings: Settings) -> list[str]:
-    """Says so where the trace holds far more or fewer tasks per second than the settings give."""
+def _time_hints(trace_file: Path, trace: Trace, settings: Settings) -> list[str]:
+    """Says so where the times of the trace are probably not in seconds from the start of the load."""
     devices = settings.devices
     expected_per_s = settings.load * devices.count * sum(kind.share * kind.tasks_per_s for kind in devices.types.values())
-    found_per_s = len(trace) / trace.duration_s
-    if expected_per_s / _FAR_RATE < found_per_s < expected_per_s * _FAR_RATE:
-        return []
-    return [
-        f"{trace_file} holds {found_per_s:.3g} tasks/s where the settings give {expected_per_s:.3g}:"
-        " arrival_time_s is in seconds; is it in milliseconds there?"
-    ]
+    found_per_s, first_s = len(trace) / trace.duration_s, float(trace.arrival_time_s[0])
+    hints = []
+    if not expected_per_s / _FAR_RATE < found_per_s < expected_per_s * _FAR_RATE:
+        hints.append(
+            f"{trace_file} holds {found_per_s:.3g} tasks/s where the settings give {expected_per_s:.3g}:"
+            " arrival_time_s is in seconds; is it in milliseconds there?"
+        )
+    if len(trace) >= _MANY and first_s > trace.duration_s / 2:
+        hints.append(
+            f"{trace_file}: its first task arrives at {first_s:.6g} s of {trace.duration_s:.6g} s: times start at 0, the start of"
+            " the load; take the time of its start off arrival_time_s"
+        )
+    return hints

@@ -178,7 +178,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise UsageError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
-    except (ValueError, RecursionError) as error:  # a scalar that its own tag refuses, a structure without end
+    except (ValueError, LookupError, AttributeError, RecursionError) as error:  # a scalar that its own tag refuses, no end
         raise UsageError(f"{path}: holds what cannot be read: {error}") from None
     if content is None:
         return {}, {}
@@ -258,6 +258,7 @@ _EXPECTED = {
     "model_type": "a mapping",
     "dict_type": "a mapping",
     "bool_type": "true or false",
+    "path_type": "a file name",
     "invalid_key": "a name, in quotation marks where it looks like a number",
 }
 _SHORT = reprlib.Repr()

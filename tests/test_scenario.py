@@ -100,15 +100,13 @@ def test_damaged_meta_file_is_left_aside_with_a_word(trace, text):
     assert len(replayed.warnings) == 1 and not replay_of(replayed).is_exact
 
 
-def test_another_cell_than_that_of_the_trace_makes_estimates(tmp_path):
-    settings, scenario = build_scenario(default_settings(duration_s=2.0), None, None)
+def test_replay_has_the_area_and_the_cell_of_the_run_that_was_saved(tmp_path):
+    devices = {"placement": "area", "area_side_m": 1200.0, "cell_radius_m": 280.0}
+    settings, scenario = build_scenario(default_settings(duration_s=2.0, seed=5, devices=devices), None, None)
     save_scenario(scenario, settings, tmp_path / "t.csv")
-    smaller = settings.devices.model_copy(update={"cell_radius_m": 249.9999})
-    try:
-        _, replayed = build_scenario(default_settings().model_copy(update={"devices": smaller}), tmp_path / "t.csv", None)
-    except UsageError as error:
-        pytest.skip(f"a task lies in the ring between the two cells: {error}")
-    assert "another area or cell than the settings" in replayed.warnings[0]
+    again, replayed = build_scenario(default_settings(), tmp_path / "t.csv", None)
+    assert again.devices == settings.devices and not replayed.warnings
+    assert scenario_sha256(again, replayed.trace) == scenario_sha256(settings, scenario.trace)
 
 
 def test_unknown_seed_is_not_written_beside_a_trace_that_is_saved_again(trace, tmp_path):
@@ -120,14 +118,25 @@ def test_unknown_seed_is_not_written_beside_a_trace_that_is_saved_again(trace, t
     assert again.read_bytes() == trace.read_bytes() and not meta_path(again).exists()
 
 
-@pytest.mark.parametrize(("factor", "hinted"), [(1.0, False), (10.0, False), (1000.0, True)])
-def test_trace_in_milliseconds_is_met_with_a_hint(trace, factor, hinted):
+@pytest.mark.parametrize(
+    ("factor", "start_s", "hints"),
+    [
+        (1.0, 0.0, []),
+        (10.0, 0.0, []),
+        (1000.0, 0.0, ["is it in milliseconds there?"]),
+        (1.0, 300.0, ["times start at 0, the start of the load"]),
+        (1.0, 86400.0, ["is it in milliseconds there?", "times start at 0, the start of the load"]),
+    ],
+)
+def test_times_that_are_not_seconds_from_the_start_are_met_with_a_hint(trace, factor, start_s, hints):
     header, *lines = trace.read_text().splitlines()
     at = header.split(",").index("arrival_time_s")
     rows = [line.split(",") for line in lines]
-    trace.write_text("\n".join([header, *(",".join([*row[:at], repr(float(row[at]) * factor), *row[at + 1 :]]) for row in rows)]))
+    moved = [",".join([*row[:at], repr(float(row[at]) * factor + start_s), *row[at + 1 :]]) for row in rows]
+    trace.write_text("\n".join([header, *moved]))
     _, replayed = build_scenario(default_settings(devices={"count": 40}, load=0.5), trace, None)
-    assert any("is it in milliseconds there?" in warning for warning in replayed.warnings) is hinted
+    _, *found = replayed.warnings
+    assert len(found) == len(hints) and all(hint in warning for hint, warning in zip(hints, found, strict=True))
 
 
 def test_full_disk_and_a_wrong_place_are_one_clear_line(drawn, tmp_path, monkeypatch):

@@ -154,6 +154,8 @@ def test_anchors_may_be_used(tmp_path):
         (b"a: \xff\xfe\n", ": cannot be read: "),
         (b"a: \x00\n", ": not YAML: "),
         ("a: !!timestamp 2001-99-99\n", ""),
+        ("a: !!timestamp soon\n", ""),
+        ("a: !!bool perhaps\n", ""),
         ("a: !!int many\n", ""),
         ("a: " + "9" * 5000 + "\n", ""),
         ("a: &a [*a]\n", ""),
