@@ -1,7 +1,6 @@
 """The result files of a run and its summary: what every figure is taken over is said at the function that makes it."""
 
 import itertools
-import math
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -444,10 +443,8 @@ class MetricCollector:
 
     def _by_minute(self, figures: TaskFigures) -> list[dict[str, Any]]:
         """Figures of the tasks that arrived in each minute; the in-cell share is that of the devices."""
-        last_s = float(figures["arrival_time_s"].max()) if len(figures) else -1.0
         rows = []
-        for number in range(math.floor(last_s / 60) + 1):
-            tasks = figures.arriving(number * 60.0, (number + 1) * 60.0)
+        for number, tasks in enumerate(figures.by_minute()):
             dispatched = tasks.of(*DISPATCHED)
             end_s = min((number + 1) * 60.0, self._settings.duration_s)
             lag = percentiles(tasks["dispatch_lag_s"])

@@ -1,8 +1,9 @@
 """What is kept of every task of a run for its summary: one row of numbers per task, looked at as columns."""
 
+import itertools
 import math
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,14 @@ class TaskFigures:
         """The tasks that arrived from `since_s` on and before `before_s`."""
         arrival_s = self["arrival_time_s"]
         return self.where((arrival_s >= since_s) & (arrival_s < before_s))
+
+    def by_minute(self) -> Iterator["TaskFigures"]:
+        """The tasks that arrived in each minute, from the first to the last that has some; one pass over all of them."""
+        minute = np.floor(self["arrival_time_s"] / 60).astype(np.int64)
+        order = np.argsort(minute, kind="stable")
+        starts = np.searchsorted(minute[order], np.arange(minute.max(initial=-1) + 2))
+        for first, last in itertools.pairwise(starts.tolist()):
+            yield TaskFigures(self._columns, self._codes, self._chosen[order[first:last]])
 
 
 class TaskLog:

@@ -73,3 +73,14 @@ def test_unanswered_tasks_are_those_that_were_dispatched_and_have_no_answer(task
 def test_no_task_gives_empty_columns():
     tasks = TaskLog(("hard",), ("resnet50",), ("coral1",)).figures()
     assert len(tasks) == 0 and tasks.arriving(0, 1)["response_time_s"].shape == (0,)
+
+
+def test_minutes_hold_every_task_once_and_none_is_left_out(tasks):
+    log = TaskLog(("soft",), ("resnet50",), ("coral1",))
+    arrivals_s = [125.0, 0.0, 59.999, 240.0, 60.0, 61.0]
+    for task_id, arrival_s in enumerate(arrivals_s):
+        log.record(TaskResult(make_task(task_id, arrival_s), DEVICE, 0.0, Outcome.SKIPPED))
+    figures = log.figures()
+    assert [ids(minute) for minute in figures.by_minute()] == [[1, 2], [4, 5], [0], [], [3]]
+    assert [ids(minute) for minute in figures.by_minute()] == [ids(figures.arriving(60.0 * n, 60.0 * n + 60)) for n in range(5)]
+    assert list(TaskLog((), (), ()).figures().by_minute()) == []
