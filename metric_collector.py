@@ -16,13 +16,14 @@ from mobility.mobility_manager import Mobility
 from performance_profile import PerformanceProfile
 from run_figures import (
     RunFacts,
-    achievable_warning,
+    achievable_text,
     busy_estimated,
     busy_s,
     busy_warnings,
     describe_run,
     energy_invalid_reasons,
     energy_summary,
+    exceeds_achievable,
     impossible_reasons,
     invalid_reasons,
     jain_index,
@@ -266,7 +267,14 @@ class MetricCollector:
         estimate = facts.cluster == "workers"
         reasons = invalid_reasons(facts, lag_s, len(dispatched), lost)
         reasons += impossible_reasons(self.met_the_impossible(dispatched, estimate), len(dispatched))
-        fixed_rate, achievable_rate = mean(dispatched["met_fixed_deadline"]), mean(self.achievable(dispatched, estimate))
+        achievable = self.achievable(dispatched, estimate)
+        fixed_rate, achievable_rate = mean(dispatched["met_fixed_deadline"]), mean(achievable)
+        beaten = []
+        if fixed_rate is not None and achievable_rate is not None and fixed_rate > achievable_rate:
+            beaten = [achievable_text(fixed_rate, achievable_rate)]
+        if exceeds_achievable(int(dispatched["met_fixed_deadline"].sum()), int(achievable.sum()), len(dispatched)):
+            reasons += beaten
+            beaten = []
         energy_reasons = energy_invalid_reasons(facts.energy, facts.impossible_energy)
         unanswered = figures.unanswered
         told_s = {node: float(completed.on_node(node)["inference_time_s"].sum()) for node in self._node_names}
@@ -290,7 +298,7 @@ class MetricCollector:
                 *facts.warnings,
                 *busy_warnings(facts),
                 *unanswered_warning(len(unanswered), len(dispatched)),
-                *achievable_warning(fixed_rate, achievable_rate),
+                *beaten,
             ],
             "cluster": facts.cluster,
             **describe_run(self._settings, facts.scenario_sha256, facts.performance_profile_sha256, facts.trace),

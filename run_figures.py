@@ -27,6 +27,7 @@ WAKE_P99_LIMIT_S = 5e-3
 DOWN_LIMIT_S = 5.0
 NONE_UP_LIMIT_S = 1.0
 LOST_LIMIT = 0.01
+CHANCE_LIMIT = 0.001
 UNCOVERED_LIMIT = 0.05
 
 Floats = NDArray[np.float64]
@@ -259,14 +260,17 @@ def impossible_reasons(met: int, dispatched: int) -> list[str]:
     ]
 
 
-def achievable_warning(met_rate: float | None, achievable_rate: float | None) -> list[str]:
-    """What a reader must know where more tasks met their fixed deadline than idle nodes could; empty where that is not so."""
-    if met_rate is None or achievable_rate is None or met_rate <= achievable_rate:
-        return []
-    return [
+def exceeds_achievable(met: int, achievable: int, dispatched: int) -> bool:
+    """Whether so many more tasks met their fixed deadline than idle nodes could that it is no chance: 0.1 % and more than one."""
+    return met - achievable > max(1.0, CHANCE_LIMIT * dispatched)
+
+
+def achievable_text(met_rate: float, achievable_rate: float) -> str:
+    """What to say where more tasks met their fixed deadline than idle nodes could."""
+    return (
         f"{met_rate:.2%} of the tasks met their fixed deadline, {achievable_rate:.2%} could by the profile: nodes are quicker "
-        "than it says; profile_nodes.py measures it anew"
-    ]
+        "than it says, or answers are invented; profile_nodes.py measures the profile anew"
+    )
 
 
 def _node_reasons(facts: RunFacts, dispatched: int | None, lost: int) -> list[str]:

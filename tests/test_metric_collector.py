@@ -200,6 +200,16 @@ def test_tasks_that_met_what_is_achievable_are_no_cause_for_a_warning():
     assert summary["valid"] and summary["warnings"] == []
 
 
+@pytest.mark.parametrize("beaten", [1, 3])
+def test_more_than_is_achievable_is_a_warning_by_chance_and_makes_the_run_invalid_beyond(beaten):
+    # On workers 80 ms are expected to be too short for this task, and 60 ms are not impossible.
+    lucky = [answered(number, 0.058, deadline_s=0.060) for number in range(beaten)]
+    summary = summary_of(*lucky, *(answered(number, 0.08, deadline_s=0.1) for number in range(beaten, 1000)), cluster="workers")
+    assert summary["fixed_deadline_compliance_rate"] > summary["achievable_slo_rate"]
+    said = summary["invalid_reasons"] if beaten > 1 else summary["warnings"]
+    assert summary["valid"] is (beaten == 1) and any("could by the profile: nodes are quicker" in line for line in said)
+
+
 # Validity.
 
 GOOD_LAG = {"p99": 0.001, "max": 0.04}
