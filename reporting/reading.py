@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from utils import UsageError
+from utils import UsageError, open_to_read
 
 TEXT_COLUMNS = (
     "scheduler",
@@ -27,6 +27,7 @@ TEXT_COLUMNS = (
     "error",
 )
 FLAG_COLUMNS = ("met_fixed_deadline", "met_base_deadline", "delivered", "on_front")
+_MOST_JSON_BYTES = 2**28
 GREATEST = 1e15
 """A number that is as far from 0 as this is damaged: nothing that a run or a comparison measures comes near it."""
 _FLAGS = {"true": 1.0, "false": 0.0, True: 1.0, False: 0.0}
@@ -39,9 +40,10 @@ def read_json(path: Path) -> dict[str, Any]:
         UsageError: the file cannot be read, or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with open_to_read(path, _MOST_JSON_BYTES) as file:
+            content = json.loads(file.read())
         content = json.loads(json.dumps(content, ensure_ascii=False).encode("utf-8", "replace"))  # no half of a character
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected a JSON object, found {type(content).__name__}")

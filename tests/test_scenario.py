@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from main_pregenerated import main
+from report import write_run_report
 from scenario import Replay, Scenario, build_scenario, meta_path, save_scenario
 from settings import load_settings
 from simulated_cluster import ignored_settings
 from task_generator import load_trace, scenario_sha256
 from tests.helpers import default_settings
-from utils import HarnessError, UsageError
+from utils import PROJECT_ROOT, HarnessError, UsageError
 
 ESTIMATES = "delivered_rate and in_cell_share are estimates: "
 
@@ -199,6 +200,18 @@ def test_profile_and_settings_are_in_the_folder_from_the_start(tmp_path, capsys)
     for key in ("seed", "scheduler", "settings", "scenario_sha256", "performance_profile_sha256", "cluster", "experiment_id"):
         assert begun[key] == summary[key]
     assert begun["performance_profile"]["nodes"]["coral1"]["idle_w"] == 4.56
+
+
+def test_report_shows_the_profile_of_the_run_and_not_what_the_file_holds_by_now(tmp_path, capsys):
+    profile = tmp_path / "profile.yaml"
+    text = (PROJECT_ROOT / "config" / "performance_profile.yaml").read_text()
+    profile.write_text(text.replace("idle_w: 4.56", "idle_w: 3.21"))
+    (tmp_path / "c.yaml").write_text("performance_profile: profile.yaml\n")
+    *_, folder = run(tmp_path, capsys, "--duration", "2", "--no-report", "--config", tmp_path / "c.yaml")
+    profile.write_text(text)
+    write_run_report(folder)
+    table = (folder / "tables" / "profile_nodes.csv").read_text()
+    assert "coral1,3.21,5.35" in table and "4.56" not in table
 
 
 def test_settings_that_virtual_time_ignores_are_named(tmp_path, capsys):
