@@ -335,7 +335,7 @@ def git_commit() -> str | None:
     """Commit of the checkout this file stands in, with '+dirty' when it was changed since; None outside git; asked once."""
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(PROJECT_ROOT), *arguments]
+        command = ["git", "--no-optional-locks", "-C", str(PROJECT_ROOT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:

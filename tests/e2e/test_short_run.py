@@ -279,8 +279,8 @@ def test_second_signal_does_no_harm(tmp_path):
 
 
 def test_full_disk_ends_the_run_with_one_error_and_leaves_no_process(tmp_path):
-    # A file may not grow beyond 6,000 bytes: writing more fails as it does on a full disk.
-    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))}
+    # A file may not grow beyond 20,000 bytes, which settings.json does not reach: writing more fails as it does on a full disk.
+    limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))}
     with started("--quiet", "--duration", 60, "--seed", 7, "--output", tmp_path / "results", **limit) as run:
         ended = run.ended()
         assert run.descendants() == []
