@@ -9,6 +9,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from numbers import Real
 from time import perf_counter
 from types import MappingProxyType
 from typing import Self
@@ -19,7 +20,7 @@ from scheduler import BaseScheduler, Node
 from settings import Settings
 from slo_monitor import verdict
 from task import Decision, Device, Outcome, PowerSample, Task, TaskResult
-from utils import HarnessError, StopRequested, printable
+from utils import HarnessError, StopRequested, printable, text_of
 
 _ROUNDING_S = 1e-6
 """More than rounding makes of the sum of what waits in a queue."""
@@ -261,11 +262,15 @@ class Cluster(ABC):
             raise
         except BaseException as error:  # the policy may be the user's own: whatever it raises ends the run and is named
             at = traceback.extract_tb(error.__traceback__)[-1]
-            self._policy_failed(request, f"raised {type(error).__name__}: {_text(str, error)} at {at.filename}:{at.lineno}")
+            self._policy_failed(request, f"raised {type(error).__name__}: {text_of(error)} at {at.filename}:{at.lineno}")
             return
         state = next((state for state in states if state.view is chosen), None)
         if state is None:
-            self._policy_failed(request, f"returned {_text(repr, chosen)}, which is none of the nodes it was offered")
+            self._policy_failed(request, f"returned {text_of(chosen, repr)}, which is none of the nodes it was offered")
+            return
+        closeness = [state.view.closeness for state in states] if self._on_decision else []
+        if not all(score is None or isinstance(score, (float, Real)) for score in closeness):
+            self._policy_failed(request, f"left closeness {text_of(closeness, repr)}: expected numbers or None")
             return
         request.attempts += 1
         request.node_name = state.name
@@ -275,7 +280,7 @@ class Cluster(ABC):
         state.put(request)
         self._work_arrived(state)
         if self._on_decision:
-            nodes = {state.name: (*figures, state.view.closeness) for state, figures in zip(states, seen, strict=True)}
+            nodes = {state.name: (*figures, score) for state, figures, score in zip(states, seen, closeness, strict=True)}
             self._on_decision(Decision(task.task_id, request.attempts, decided_at_s, state.name, nodes, duration_s))
 
     def _policy_failed(self, request: Request, how: str) -> None:
@@ -346,11 +351,3 @@ class Cluster(ABC):
             else:
                 request.error = "drain_timeout"
                 self._end(request, Outcome.LATE if self.now_s() > deadline_s else Outcome.FAILED)
-
-
-def _text(convert: Callable[[object], str], value: object) -> str:
-    """The text of something of a user's own policy, which may raise whatever it likes."""
-    try:
-        return convert(value)
-    except BaseException:  # no reason to lose what the policy did
-        return f"a {type(value).__name__} without a text"

@@ -79,6 +79,14 @@ def _escaped(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text)
 
 
+def text_of(value: object, convert: Callable[[object], str] = str) -> str:
+    """The text of something of a user's own code, which may raise whatever it likes when it is asked for it."""
+    try:
+        return convert(value)
+    except BaseException:  # no reason to lose what that code did
+        return f"a {type(value).__name__} without a text"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """'; did you mean x?' for the known name nearest to `name`, or '' where none is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

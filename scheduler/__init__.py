@@ -19,7 +19,7 @@ from scheduler.baseline_schedulers import (
 from scheduler.power_aware_topsis_scheduler import PowerAwareTopsisScheduler
 from scheduler.topsis_scheduler import TopsisScheduler
 from settings import Settings
-from utils import StopRequested, UsageError, did_you_mean
+from utils import StopRequested, UsageError, did_you_mean, text_of
 
 __all__ = ["SCHEDULERS", "BaseScheduler", "Node", "Task", "create_scheduler"]
 
@@ -55,7 +55,7 @@ def create_scheduler(name: str, settings: Settings, rng: np.random.Generator) ->
     except StopRequested:
         raise
     except BaseException as error:  # the user's code may raise anything; it becomes one line that names the class
-        raise UsageError(f"--scheduler: {name} cannot be made: {type(error).__name__}: {error}") from error
+        raise UsageError(f"--scheduler: {name} cannot be made: {type(error).__name__}: {text_of(error)}") from error
 
 
 def _own_class(path: str) -> type[BaseScheduler]:
@@ -67,7 +67,8 @@ def _own_class(path: str) -> type[BaseScheduler]:
     except StopRequested:
         raise
     except BaseException as error:  # as above: importing runs the user's code
-        raise UsageError(f"--scheduler: module {module_name!r} cannot be imported: {type(error).__name__}: {error}") from error
+        cause = f"{type(error).__name__}: {text_of(error)}"
+        raise UsageError(f"--scheduler: module {module_name!r} cannot be imported: {cause}") from error
     found = getattr(module, class_name, None)
     if found is None:
         classes = [name for name, value in vars(module).items() if isinstance(value, type) and issubclass(value, BaseScheduler)]

@@ -25,7 +25,7 @@ from sweep.cells import Cell, Kind, Result, code_hash
 from task import DISPATCHED, Outcome, TaskResult
 from task_figures import TaskFigures
 from task_generator import scenario_sha256
-from utils import HarnessError, StopRequested, random_stream
+from utils import HarnessError, StopRequested, random_stream, text_of
 
 Bools = NDArray[np.bool_]
 
@@ -68,7 +68,7 @@ def run_cell(cell: Cell) -> Ended:
     except StopRequested:
         raise
     except BaseException as error:  # whatever a cell dies of ends the sweep with one line that names the cell
-        what = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
+        what = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {text_of(error)}"
         return Ended(cell.key, None, f"cell {cell.name}: {what}")
 
 

@@ -636,6 +636,18 @@ class ReturnsNothing(BaseScheduler):
         return None
 
 
+class ScoresByWords(BaseScheduler):
+    def schedule(self, task, nodes):
+        nodes[-1].closeness = "high"
+        return nodes[0]
+
+
+class ScoresNameless(BaseScheduler):
+    def schedule(self, task, nodes):
+        nodes[0].closeness = Nameless()
+        return nodes[0]
+
+
 class ReturnsStranger(BaseScheduler):
     def schedule(self, task, nodes):
         return Node(nodes[0].name, "coral", 1.0, 2.0)
@@ -662,6 +674,8 @@ class ReturnsExcluded(BaseScheduler):
         (EndsItself, "raised GeneratorExit:  at "),
         (RaisesNameless, "raised Odd: a Odd without a text at "),
         (ReturnsNameless, "returned a Nameless without a text, which is none of the nodes"),
+        (ScoresByWords, "'high']: expected numbers or None"),
+        (ScoresNameless, "left closeness a list without a text: expected numbers or None"),
         (ReturnsName, "returned 'coral1', which is none of the nodes"),
         (ReturnsNothing, "returned None, which is none of the nodes"),
         (ReturnsStranger, "which is none of the nodes"),

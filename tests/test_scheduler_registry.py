@@ -150,6 +150,7 @@ def test_path_that_names_no_module_is_refused(own, path):
         ("import nowhere_to_be_found", "ModuleNotFoundError: "),
         ("raise SystemExit(3)", "SystemExit: 3"),
         ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("class Odd(Exception):\n  def __str__(self): raise SystemExit(5)\nraise Odd", "Odd: a Odd without a text"),
     ],
 )
 def test_module_that_fails_on_import_is_refused_with_the_cause(own, text, cause):
