@@ -343,6 +343,8 @@ class HttpCluster(WallClockCluster):
         with self._lock:
             self._answers[node.name] += 1
             self._served(node, model)
+            taken_s = self._profile.expected_s(node.name, model, request.service_noise, request.overhead_noise)
+            self._health[node.name].answered_task(self._start_s + request.start_time_s, taken_s, self._start_s + completion_s)
             self._answered(node, request, completion_s, answer.queue_time_s, answer.inference_time_s)
 
     def _served(self, node: NodeState, model: str, probe: bool = False) -> None:
@@ -428,7 +430,7 @@ class HttpCluster(WallClockCluster):
                 logger.warning("%s is not offered %s for now: %s", node.name, model, error)
             self._ever_withheld[node.name, model] = str(error)
             self._came_up(node, node.models - {model})
-        return node.up and not node.offers
+        return node.up and not node.offers and not lacks_model  # a node without a model is no node that is out
 
     def _take_out(self, node: NodeState, reason: str) -> None:
         if self._closing.is_set():

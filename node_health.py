@@ -14,14 +14,15 @@ LONGEST_PAUSE_S = 2.0
 LONGEST_PROBE_PAUSE_S = 30.0
 """Between two probes of a node, or of a model there, that answered badly."""
 SILENT_S = 1.0
-"""How much longer than the time between two questions to `/health` a node that is up may stay without a good answer."""
+"""How much longer than the time between two questions to `/health`, or than an inference takes, a node may be silent."""
 
 
 class NodeHealth:
     """What the answers of one node say of it.
 
     A good answer is an inference as agreed or a good `/health`. An outage lasts from the last good answer until the node is
-    offered again. One that was never noticed, since no request was lost to it, counts too: the node was silent for long.
+    offered again. One that was never noticed, since no request was lost to it, counts too: the node was silent for long, or kept
+    a request waiting for long and answered no other meanwhile.
 
     Args:
         health_interval_s: time between two questions to `/health` of a node that is up.
@@ -38,7 +39,7 @@ class NodeHealth:
         self.outage_count = 0
         self._interval_s = health_interval_s
         self._first_pause_s = min(FIRST_PAUSE_S, health_interval_s)
-        self._last_answer_s = -math.inf
+        self._last_answer_s = self._last_inference_s = -math.inf
         self._noticed_s: float | None = None
         self._periods: list[tuple[float, float]] = []
         self._faults_in_a_row = 0
@@ -63,6 +64,13 @@ class NodeHealth:
         self.withheld.discard(model)
         if not probe:
             self._tries[None] = self._tries[model] = 0
+
+    def answered_task(self, sent_s: float, expected_s: float, now_s: float) -> None:
+        """A task that takes about `expected_s` was answered; `/health` may have been good all the time."""
+        silent_since_s = max(sent_s, self._last_inference_s)
+        if now_s - silent_since_s > expected_s + SILENT_S:
+            self._periods.append((silent_since_s, now_s))
+        self._last_inference_s = now_s
 
     def lost(self) -> None:
         """A connection broke, or an inference was not answered in time."""
@@ -147,7 +155,7 @@ class NodeHealth:
         periods = list(self._periods)
         if self._noticed_s is not None or self._is_silent(now_s):
             periods.append((self._last_answer_s, now_s))
-        return [(max(0.0, since_s - start_s), until_s - start_s) for since_s, until_s in periods if until_s > start_s]
+        return _apart([(max(0.0, since_s - start_s), until_s - start_s) for since_s, until_s in periods if until_s > start_s])
 
     def _withhold(self, model: str, now_s: float) -> None:
         self.withheld.add(model)
@@ -159,3 +167,14 @@ class NodeHealth:
 
     def _is_silent(self, now_s: float) -> bool:
         return -math.inf < self._last_answer_s < now_s - self._interval_s - SILENT_S
+
+
+def _apart(periods: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The same time in order, periods that overlap made one."""
+    apart: list[tuple[float, float]] = []
+    for since_s, until_s in sorted(periods):
+        if apart and since_s < apart[-1][1]:
+            apart[-1] = apart[-1][0], max(apart[-1][1], until_s)
+        else:
+            apart.append((since_s, until_s))
+    return apart

@@ -152,6 +152,12 @@ class PerformanceProfile(StrictModel):
         factor = lognormal_factor(self.overhead_sigma(node), overhead_noise)
         return np.where(np.isnan(overhead_noise), 1.0, factor) * self.overhead_s(node)
 
+    def expected_s(self, node: str, model: str, service_noise: float, overhead_noise: float | None = None) -> float:
+        """How long a task takes on the idle `node` by its noise, seconds; at least the mean, for real nodes draw their own."""
+        service = max(1.0, float(lognormal_factor(self.sigma(node), service_noise)))
+        overhead = max(1.0, float(lognormal_factor(self.overhead_sigma(node), overhead_noise or 0.0)))
+        return overhead * self.overhead_s(node) + service * self.latency[model].mean_ms[node] / 1e3
+
     def overhead_j(self, node: str) -> float:
         """Mean energy above idle that the request overhead takes on `node`, joules."""
         return self.nodes[node].overhead_w * self.overhead_s(node)
@@ -192,10 +198,9 @@ def _lognormal_sigma(cv: float) -> float:
     return math.sqrt(math.log1p(cv**2))
 
 
-def lognormal_factor(sigma: float, noise: Floats) -> Floats:
-    """exp(σz − σ²/2) for standard normal z: a log-normal factor of mean 1."""
-    factor: Floats = np.exp(sigma * noise - sigma**2 / 2)
-    return factor
+def lognormal_factor(sigma: float, noise: Any) -> Any:
+    """exp(σz − σ²/2) for standard normal z, a number or an array: a log-normal factor of mean 1."""
+    return np.exp(sigma * noise - sigma**2 / 2)
 
 
 def load_profile(path: Path) -> PerformanceProfile:

@@ -4,6 +4,7 @@ import json
 import re
 import socket
 import threading
+import time
 from base64 import b64decode
 from contextlib import ExitStack, contextmanager, suppress
 
@@ -251,6 +252,32 @@ def test_node_whose_refusals_no_other_shares_goes_out_and_each_task_is_tried_els
     assert [r.attempts for r in results] == [2, 2, 2, 1, 1, 1]
 
 
+def test_node_that_has_none_of_its_models_after_all_is_given_none_but_is_not_out():
+    with harness(Node(ABSENT), Node()) as one:
+        results = [one.send(model=model) for model in MODELS * 6]
+        assert one.up() == ["coral1", "hailo1"]
+        assert one.cluster.down_periods() == []
+        warnings = one.cluster.warnings()
+    assert [line.startswith("coral1 answered ") for line in warnings] == [True, True, False]
+    assert warnings[2].startswith("coral1 served 0 of the 6 requests sent to it")
+    assert {(r.outcome, r.assigned_node) for r in results} == {(Outcome.ON_TIME, "hailo1")}
+
+
+def test_node_that_keeps_a_request_waiting_is_out_meanwhile_however_good_its_health_is(monkeypatch):
+    monkeypatch.setattr(node_health, "SILENT_S", 0.05)
+
+    def slow(asked):
+        if asked.path != "/health":
+            time.sleep(0.15)
+        return healthy() if asked.path == "/health" else OK
+
+    with harness(slow, health_interval_s=0.01) as one:
+        result = one.send()
+        assert result.outcome is Outcome.ON_TIME and one.up() == ["coral1"]
+        ((name, since_s, until_s),) = one.cluster.down_periods()
+    assert (name, since_s, until_s) == ("coral1", pytest.approx(result.start_time_s), pytest.approx(result.completion_time_s))
+
+
 @pytest.mark.parametrize("refusal", [REFUSED, ABSENT])
 def test_request_that_all_nodes_refuse_takes_none_out(refusal):
     with harness(Node(refusal), Node(refusal)) as one:
@@ -318,15 +345,6 @@ def test_withheld_model_is_offered_again_after_a_good_probe():
         one.servers["coral1"].reply = Node()
         assert eventually(lambda: one.cluster.nodes[0].offers == set(MODELS))
         assert one.send().assigned_node == "coral1"
-
-
-@pytest.mark.usefixtures("no_probe")
-def test_node_that_lacks_every_model_it_lists_is_out():
-    with harness(Node(ABSENT), Node(), health_interval_s=3600.0) as one:
-        for model in MODELS:
-            for _ in range(3):
-                assert one.send(model=model).assigned_node == "hailo1"
-        assert one.up() == ["hailo1"]
 
 
 def test_node_out_by_bad_answers_comes_back_by_a_good_probe_and_not_by_health_alone():

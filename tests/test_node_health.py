@@ -60,6 +60,29 @@ def test_silence_that_nobody_noticed_is_an_outage():
     assert health.outages(0.0, 8.0) == [(2.9, 5.4), (5.4, 8.0)]
 
 
+def test_request_that_is_kept_waiting_is_an_outage_however_good_health_is():
+    health = up()
+    sent_answered = [(0.2, 0.3), (0.9, 2.3), (1.0, 2.32), (2.4, 3.5), (3.2, 4.6)]  # the second and the third in one spell
+    for at_s in range(1, 6):
+        health.answered(at_s)
+    for sent_s, answered_s in sent_answered:
+        health.answered_task(sent_s, 0.1, answered_s)
+    assert health.outages(0.0, 5.0) == [(0.9, 2.3)]
+    health.answered_task(4.6, 3.0, 8.5)  # an inference of 3 s may take 3 s, and 1 s more
+    assert health.outages(0.0, 5.0) == [(0.9, 2.3)]
+
+
+def test_outages_that_overlap_are_one():
+    health = up()
+    health.answered(1.0)
+    health.answered_task(0.5, 0.1, 3.0)
+    health.went_out(2.0, offers_nothing=False)
+    health.came_back(4.0)
+    health.answered(4.5)
+    health.answered_task(3.5, 0.1, 6.0)
+    assert health.outages(0.0, 6.2) == [(0.5, 6.0)]
+
+
 def test_node_stopped_for_two_and_a_half_seconds_again_and_again_is_out_most_of_the_time():
     """It answers only between 2.5 and 3.5, 6.0 and 7.0 …; its outages are noticed at every other time."""
     health, at_s = up(), 0.0

@@ -74,6 +74,14 @@ def test_power_and_overhead_are_the_measured_ones(profile, node, idle_w, busy_w,
     assert profile.overhead_s(node) == pytest.approx(overhead_ms / 1000)
 
 
+def test_what_a_task_may_take_is_by_its_own_noise_and_never_below_the_mean(profile):
+    mean_s = 0.015 + 0.07767
+    assert (
+        profile.expected_s("coral1", "resnet50", 0.0) == profile.expected_s("coral1", "resnet50", -3.0) == pytest.approx(mean_s)
+    )
+    assert profile.expected_s("coral1", "resnet50", 3.0) == pytest.approx(0.015 + 0.07767 * 1.23035, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("node", "mean_ms"),
     [
