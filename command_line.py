@@ -190,7 +190,9 @@ def _status_and_line(run: Callable[[], int]) -> tuple[int, str]:
         return EXIT_USAGE if isinstance(error, UsageError) else interrupted, str(error)
     except StopRequested:
         return EXIT_INTERRUPTED, "interrupted"
-    except MemoryError:
+    except (MemoryError, ImportError) as error:
+        if isinstance(error, ImportError) and not _NO_ROOM_TO_LOAD.search(str(error)):
+            raise
         return EXIT_FAILED, "memory is not enough: expected a shorter run, fewer devices or less load, or more memory"
     except (OSError, RuntimeError) as error:
         if getattr(error, "errno", None) not in NO_RESOURCES and str(error) != _NO_THREAD:
@@ -198,6 +200,8 @@ def _status_and_line(run: Callable[[], int]) -> tuple[int, str]:
         return EXIT_FAILED, f"this machine gives the process no more: {error} (see ulimit -a)"
 
 
+_NO_ROOM_TO_LOAD = re.compile("failed to map segment|[Cc]annot allocate memory")
+"""What the dynamic loader says of a library that finds no room in memory."""
 _NO_THREAD = "can't start new thread"
 
 

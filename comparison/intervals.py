@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
 
 LEVEL = 0.95
 """Confidence level of the intervals; 1 − LEVEL is the level of the tests."""
@@ -52,6 +51,8 @@ def t_interval(values: Values, level: float = LEVEL) -> Interval:
         return Interval(mean, math.nan, math.nan)
     if np.ptp(sample) == 0:
         return Interval(float(sample[0]), float(sample[0]), float(sample[0]))
+    from scipy.special import stdtrit  # loaded where it is needed: most commands are quicker, and smaller, without it
+
     half = float(stdtrit(count - 1, (1 + level) / 2) * sample.std(ddof=1) / math.sqrt(count))
     return Interval(mean, mean - half, mean + half)
 
@@ -73,6 +74,8 @@ def paired_difference(values: Values, reference: Values, level: float = LEVEL) -
         constant = float(differences.mean())
         constant = constant if abs(constant) > rounding else 0.0
         return Difference(constant, constant, constant, float(constant == 0))
+    from scipy.special import stdtr
+
     interval = t_interval(differences, level)
     statistic = interval.mean / (differences.std(ddof=1) / math.sqrt(count))
     return Difference(*interval, float(2 * stdtr(count - 1, -abs(statistic))))

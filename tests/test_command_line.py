@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import importlib
 import os
 import signal
 import subprocess
@@ -87,6 +88,8 @@ def test_run_without_an_error_gives_its_own_status_and_any_other_error_goes_thro
     assert exit_status("program.py", lambda: 130) == 130
     with pytest.raises(ZeroDivisionError):
         exit_status("program.py", lambda: 1 // 0)
+    with pytest.raises(ImportError):
+        exit_status("program.py", lambda: len(str(importlib.import_module("no_such_module"))))
     assert capsys.readouterr() == ("", "")
 
 
@@ -95,6 +98,8 @@ def test_run_without_an_error_gives_its_own_status_and_any_other_error_goes_thro
     [
         (StopRequested(), 130, "interrupted"),
         (MemoryError(), 1, "memory is not enough"),
+        (ImportError("libtiff.so.6: failed to map segment from shared object"), 1, "memory is not enough"),
+        (ImportError("libz.so.1: cannot allocate memory in static TLS block"), 1, "memory is not enough"),
         (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), 1, "Too many open files"),
         (RuntimeError("can't start new thread"), 1, "can't start new thread"),
     ],
