@@ -116,12 +116,12 @@ def print_repeats(console: Console, table: Sequence[Repeats], path: Path) -> Non
     title = f"{table[0].runs} runs, {counted} of them counted: means, 95 % intervals, spread"
     shown = Table(title=Text(title))
     for name in ("", "mean", "95 % interval", "least", "greatest"):
-        shown.add_column(name, justify="right" if name else "left", no_wrap=True)
+        shown.add_column(name, justify="right" if name else "left", overflow="fold")  # no digit is cut off
     for row in table:
         _, label, scale = METRICS[row.metric]
         values = (row.mean, row.low, row.high, row.least, row.greatest)
         mean, low, high, least, greatest = ("–" if math.isnan(value) else f"{value * scale:.2f}" for value in values)
-        shown.add_row(label, mean, f"{low} to {high}", least, greatest)
+        shown.add_row(label, mean, "–" if math.isnan(row.low) else f"{low} to {high}", least, greatest)
     console.print(shown)
     console.print(Text(f"table: {path}"), soft_wrap=True)
     advice = "in virtual time equal seeds give equal runs, and differences have intervals"

@@ -311,23 +311,28 @@ def energy_invalid_reasons(energy: Mapping[str, NodeEnergy], impossible: Mapping
 
     Args:
         energy: of each node.
-        impossible: what samples of a node cannot be, by node; nodes of which the same is said share a line.
+        impossible: what samples of a node cannot be, by node.
     """
-    nodes_of: dict[str, list[str]] = {}
-    for name, what in impossible.items():
-        nodes_of.setdefault(what, []).append(name)
-    reasons = [f"{', '.join(names)}: {what}" for what, names in nodes_of.items()]
+    silent, partly = [], {}
     for name, node in energy.items():
+        if name in impossible:
+            continue  # what is missing of it follows from that
         if node.total_j is None:
-            if name in impossible:
-                continue  # all that there was has just been said
-            reasons.append(f"{name} has no power data")
+            silent.append(f"{name} has no power data")
         elif node.uncovered > UNCOVERED_LIMIT:
-            reasons.append(
-                f"{name}: {node.uncovered:.0%} of the window was not measured, or is further than two polls from a power sample; "
+            partly[name] = (
+                f"{node.uncovered:.0%} of the window was not measured, or is further than two polls from a power sample; "
                 "where power is scraped less often than every power.poll_interval_s, raise that"
             )
-    return reasons
+    return [*_lines_by_nodes(impossible), *silent, *_lines_by_nodes(partly)]
+
+
+def _lines_by_nodes(said: Mapping[str, str]) -> list[str]:
+    """What is said of each node, in one line for all nodes of which the same is said."""
+    nodes_of: dict[str, list[str]] = {}
+    for name, what in said.items():
+        nodes_of.setdefault(what, []).append(name)
+    return [f"{', '.join(names)}: {what}" for what, names in nodes_of.items()]
 
 
 def with_finite_numbers(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,8 @@ import pytest
 from rich.console import Console
 
 import main_pregenerated
-from console import Progress, print_summary
+from comparison.repeats import METRICS, Repeats
+from console import Progress, print_repeats, print_summary
 from inference_request import WORKERS
 from main_pregenerated import WallClock, _power_poller, choose_cluster, main, parse_options, say_power_metrics
 from metric_collector import DEVICE_COLUMNS, RESULT_COLUMNS, RunFolder, decision_columns
@@ -493,3 +494,13 @@ def test_display_that_dies_stops_the_run_and_is_named(monkeypatch):
     with Progress(Console(file=StringIO()), cluster, nothing, nothing, default_settings()):
         text = str(stopped.get(timeout=10))
     assert "the thread progress died of AttributeError" in text
+
+
+def test_no_digit_of_several_runs_is_cut_off_on_a_narrow_terminal():
+    long_row = Repeats("response_p99_s", 3, 3, 19.75993, 16.53308, 22.98679, 1.29898, 18.4864, 21.08295)
+    table = [long_row if metric == "response_p99_s" else Repeats(metric, 3, 0) for metric in METRICS]
+    text = StringIO()
+    print_repeats(Console(file=text, width=80), table, PROJECT_ROOT)
+    shown = text.getvalue()
+    assert all(number in shown for number in ("19759.93", "16533.08 to 22986.79", "18486.40", "21082.95"))
+    assert "…" not in shown and "– to –" not in shown

@@ -303,6 +303,14 @@ def test_energy_is_invalid_without_data_or_with_gaps():
     assert with_gaps.startswith("coral2: 5% of the window")
 
 
+def test_nodes_of_which_the_same_is_said_share_a_line_and_what_follows_from_it_is_not_said_again():
+    energy = {name: NodeEnergy(5.0, 1.0, 0.5) for name in ("coral1", "coral2", "jetson1", "hailo1")}
+    set_back = {"coral1": "the clock was set back", "jetson1": "the clock was set back"}
+    impossible, with_gaps = energy_invalid_reasons(energy, set_back)
+    assert impossible == "coral1, jetson1: the clock was set back"
+    assert with_gaps.startswith("coral2, hailo1: 50% of the window was not measured")
+
+
 def test_summary_carries_the_verdict():
     assert summary_of(answered())["valid"] is True
     late = summary_of(answered(lag_s=0.06))
