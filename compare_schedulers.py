@@ -2,7 +2,7 @@
 
     python3 compare_schedulers.py --schedulers topsis,earliest_completion --load 0.5,1.0 --seeds 10
 
-`sweep/` runs the cells and keeps them, `comparison/` holds the statistics, `report.py` draws; here they are put together.
+`comparison/` runs the cells, keeps them and holds the statistics, `report.py` draws; here they are put together.
 """
 
 import os
@@ -29,16 +29,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from command_line import OptionParser, StopSignal, count, interruptible, positive, seconds, seed, stoppable
+from comparison.cells import Cell, Result
+from comparison.record import Sweep, SweepOptions, begun, resumed
+from comparison.result_files import run_sweep, write_tables
+from comparison.store import CellStore
+from comparison.workers import Workers, require_backend
 from performance_profile import PerformanceProfile
 from report import write_comparison_report
 from scheduler import SCHEDULERS
 from settings import load_settings
-from sweep.cells import Cell, Result
-from sweep.record import Sweep, SweepOptions, begun, resumed
-from sweep.store import CellStore
-from sweep.tables import run_sweep, write_tables
-from sweep.workers import Workers, require_backend
+from terminal.options import OptionParser, StopSignal, count, interruptible, positive, seconds, seed, stoppable
 from utils import Interrupted, StopRequested, UsageError
 
 PROGRAM = "compare_schedulers.py"

@@ -20,8 +20,8 @@ from typing import Self
 from urllib3.exceptions import HTTPError
 from urllib3.util import Url, parse_url
 
-from cluster import Cluster
-from node_client import (
+from cluster.base import Cluster
+from cluster.http_client import (
     NO_MODELS,
     NO_QUEUE_TIME,
     Answer,
@@ -37,10 +37,10 @@ from node_client import (
     wrong_answer,
     wrong_node,
 )
-from node_health import NodeHealth
-from node_queue import NodeState, Request
+from cluster.node_health import NodeHealth
+from cluster.node_queue import NodeState, Request
+from measurement.summary import LOST_LIMIT, outages
 from performance_profile import PerformanceProfile
-from run_figures import LOST_LIMIT, outages
 from scheduler import BaseScheduler
 from settings import Settings
 from task import Decision, PowerSample, TaskResult

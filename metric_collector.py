@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mobility.mobility_manager import Mobility
-from performance_profile import PerformanceProfile
-from run_figures import (
+from measurement.summary import (
     RunFacts,
     achievable_text,
     busy_estimated,
@@ -36,9 +34,11 @@ from run_figures import (
     versions,
     with_finite_numbers,
 )
+from measurement.task_table import TaskFigures, TaskLog
+from mobility.mobility_manager import Mobility
+from performance_profile import PerformanceProfile
 from settings import Settings
 from task import DISPATCHED, Decision, Outcome, TaskResult
-from task_figures import TaskFigures, TaskLog
 from utils import UsageError, write_failure
 
 _TIMING_ERROR_S = 5e-3

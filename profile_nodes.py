@@ -36,17 +36,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from command_line import OptionParser, StopSignal, namespace, seed, stoppable
-from emulated_nodes import EmulatedNodes
+from cluster.discovery import NAMESPACE, discover_workers
+from cluster.emulated import EmulatedNodes
+from cluster.http_client import Health, NodeClient, wrong_answer
 from inference_request import WORKERS, low_latency, require_worker_urls
-from node_client import Health, NodeClient, wrong_answer
-from node_discovery import NAMESPACE, discover_workers
 from node_profiling.choice import ask_health, choose_models, choose_nodes
 from node_profiling.counter import Counter
 from node_profiling.meter import NodeMeter, NodeRecord, cv_by_accelerator, planned_requests
 from node_profiling.tables import print_results, remarks
 from performance_profile import Measurement, PerformanceProfile, load_profile, profile_text, remeasured, replace_keeping_old
 from settings import load_settings
+from terminal.options import OptionParser, StopSignal, namespace, seed, stoppable
 from utils import HarnessError, Interrupted, UsageError, random_stream, write_failure
 
 PROGRAM = "profile_nodes.py"

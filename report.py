@@ -18,7 +18,7 @@ if __name__ == "__main__":  # until main() has its own handlers: an end without 
 from collections.abc import Sequence
 from pathlib import Path
 
-from command_line import OptionParser, StopSignal, interruptible, stoppable
+from terminal.options import OptionParser, StopSignal, interruptible, stoppable
 from utils import UsageError
 
 

@@ -22,11 +22,11 @@ from typing import Any, Self
 import yaml
 
 from benchmarks.figures import Figure, median_figure
+from cluster.node_queue import NodeState
 from deadline_adapter import DeadlineAdapter
+from experiment import run_experiment
 from inference_request import WallClockCluster, low_latency
-from main_pregenerated import run_experiment
 from metric_collector import MetricCollector, RunFolder
-from node_queue import NodeState
 from performance_profile import PerformanceProfile, load_profile
 from scenario import build_scenario
 from scheduler import create_scheduler

@@ -23,17 +23,17 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from command_line import exit_status, positive
+from cluster.simulated import SimulatedCluster
 from deadline_adapter import DeadlineAdapter
-from main_pregenerated import run_experiment
+from experiment import run_experiment
+from measurement.summary import percentiles
 from performance_profile import PerformanceProfile, load_profile
-from run_figures import percentiles
 from scenario import build_scenario
 from scheduler import create_scheduler
 from settings import Settings, load_settings
-from simulated_cluster import SimulatedCluster
 from task import DISPATCHED, TaskResult
 from task_generator import Names, Trace, save_trace
+from terminal.options import exit_status, positive
 from utils import PROJECT_ROOT, HarnessError, random_stream
 
 ALL = "all nodes"

@@ -24,20 +24,15 @@ import urllib3
 
 from benchmarks.dispatch import lag_p99_ms, run_harness
 from benchmarks.figures import Figure, median_figure
-from cluster import Cluster
-from emulated_nodes import EmulatedNodes
-from energy import node_energy
+from cluster.base import Cluster
+from cluster.emulated import EmulatedNodes
+from experiment import Run, WallClock
 from inference_request import HttpCluster
-from main_pregenerated import Run, WallClock
+from measurement.energy import node_energy
+from measurement.power_sources import ENERGY_METRIC, POWER_METRIC, NodeMetricsSource, PrometheusSource
 from metric_collector import RunFolder
 from performance_profile import load_profile
-from prometheus_collector import (
-    ENERGY_METRIC,
-    POWER_METRIC,
-    NodeMetricsSource,
-    PrometheusCollector,
-    PrometheusSource,
-)
+from prometheus_collector import PrometheusCollector
 from scenario import build_scenario
 from scheduler import create_scheduler
 from settings import load_settings

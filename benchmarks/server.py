@@ -18,7 +18,7 @@ import requests
 from urllib3.util import parse_url
 
 from benchmarks.figures import Figure, median_figure
-from node_client import IMAGE, NodeClient
+from cluster.http_client import IMAGE, NodeClient
 from settings import load_settings
 from utils import PROJECT_ROOT
 

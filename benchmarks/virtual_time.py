@@ -13,15 +13,15 @@ from typing import Any
 import simpy
 
 from benchmarks.figures import Figure, median_figure
+from cluster.simulated import SimulatedCluster
 from deadline_adapter import DeadlineAdapter
-from main_pregenerated import measured_in_virtual_time, run_experiment
+from experiment import measured_in_virtual_time, run_experiment
+from measurement.summary import RunFacts
 from metric_collector import MetricCollector
 from performance_profile import PerformanceProfile, load_profile
-from run_figures import RunFacts
 from scenario import Scenario, build_scenario
 from scheduler import create_scheduler
 from settings import Settings, load_settings
-from simulated_cluster import SimulatedCluster
 from utils import PROJECT_ROOT, random_stream
 
 _SWEEP = ["--load", "0.5,1.0,1.5", "--seeds", "10", "--quiet"]

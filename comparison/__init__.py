@@ -1,1 +1,1 @@
-"""What a comparison of scheduling policies comes to: tables and sentences from cells, by pure functions."""
+"""Many runs: the cells of a comparison, where they are computed and kept, their statistics, tables and sentences."""

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from comparison.intervals import t_interval
 from comparison.tables import ENERGY, KEYS, policy_name, with_ends
+from measurement.intervals import t_interval
 from utils import HarnessError
 
 GAP_COLUMNS = (

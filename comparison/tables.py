@@ -13,8 +13,8 @@ from typing import Any
 
 import pandas as pd
 
-from comparison.intervals import Interval, Tested, holm_differences, t_interval
 from comparison.load_limits import HIGHEST_LOAD, LOWEST_LOAD, SHARE_OF_ACHIEVABLE, LoadLimit
+from measurement.intervals import Interval, Tested, holm_differences, t_interval
 from utils import HarnessError
 
 REFERENCE = "earliest_completion"

@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 
-from comparison.intervals import LEVEL, Interval, Tested, t_interval
 from comparison.load_limits import LOAD_RESOLUTION, SHARE_OF_ACHIEVABLE
 from comparison.tables import (
     COMPLIANCE,
@@ -23,6 +22,7 @@ from comparison.tables import (
     values_by_seed,
     with_ends,
 )
+from measurement.intervals import LEVEL, Interval, Tested, t_interval
 
 FEWEST_SEEDS = 10
 """What the field takes for enough."""

@@ -4,9 +4,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cluster.http_client import NO_MODELS, Health, NodeClient, NodeUnreachable, wrong_node
+from experiment import choose_cluster
 from inference_request import placeholders
-from main_pregenerated import choose_cluster
-from node_client import NO_MODELS, Health, NodeClient, NodeUnreachable, wrong_node
 from performance_profile import PerformanceProfile
 from utils import HarnessError, UsageError, did_you_mean
 

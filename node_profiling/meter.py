@@ -16,10 +16,10 @@ from itertools import chain
 
 import numpy as np
 
-from command_line import StopSignal
-from comparison.intervals import t_interval
-from node_client import Answer, NodeClient, NodeError, NodeFull
+from cluster.http_client import Answer, NodeClient, NodeError, NodeFull
+from measurement.intervals import t_interval
 from performance_profile import LARGEST_OVERHEAD_MS, NodeMeans, PerformanceProfile
+from terminal.options import StopSignal
 from utils import HarnessError, Interrupted
 
 _WAITED_S = 2e-3

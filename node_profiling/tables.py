@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from node_client import NO_QUEUE_TIME, Health
+from cluster.http_client import NO_QUEUE_TIME, Health
 from node_profiling.meter import NodeRecord, Spread
 from performance_profile import PerformanceProfile
 

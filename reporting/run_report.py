@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
+from measurement.summary import times_of_all
 from performance_profile import PerformanceProfile, load_profile
 from reporting import run_plots as plots
 from reporting.page import Page
 from reporting.reading import header_of, list_at, mapping_at, number_of, read_json, read_table, rows_at
-from run_figures import times_of_all
 from task import DISPATCHED
 from utils import UsageError
 

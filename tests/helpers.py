@@ -16,8 +16,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from cluster import Cluster
-from node_queue import NodeState, Request
+from cluster.base import Cluster
+from cluster.node_queue import NodeState, Request
 from performance_profile import PerformanceProfile, load_profile
 from scheduler import BaseScheduler, Node, Task
 from settings import Settings, load_settings

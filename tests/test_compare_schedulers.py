@@ -18,8 +18,8 @@ import yaml
 from rich.console import Console
 
 from compare_schedulers import main, parse_options, print_comparison
+from comparison import cells, record, store, workers
 from report import write_comparison_report
-from sweep import cells, record, store, workers
 from tests.helpers import default_profile, eventually
 from utils import PROJECT_ROOT, UsageError
 
@@ -390,10 +390,10 @@ def test_nodes_in_another_order_are_refused(compare, folder, tmp_path):
 
 
 def test_source_code_that_changed_is_refused_by_name(compare, folder, monkeypatch):
-    changed = {**cells.source_hashes(), "cluster.py": "0" * 64}
+    changed = {**cells.source_hashes(), "cluster/base.py": "0" * 64}
     monkeypatch.setattr(record, "source_hashes", lambda: changed)
     status, _, err = compare(resume=folder)
-    assert status == 2 and "the source code changed since" in one_line(err) and "cluster.py" in err
+    assert status == 2 and "the source code changed since" in one_line(err) and "cluster/base.py" in err
 
 
 def test_package_that_changed_is_refused_by_name(compare, folder, monkeypatch):

@@ -11,11 +11,11 @@ import yaml
 
 import main_pregenerated
 import profile_nodes
+from cluster.discovery import LABELS, PATIENCE
+from cluster.http_client import CPU, Health, wrong_node
+from cluster.kubernetes_api import COPY_OF_K3S
 from inference_request import WORKERS
-from kubernetes_api import COPY_OF_K3S
-from node_client import CPU, Health, wrong_node
-from node_discovery import LABELS, PATIENCE
-from run_figures import DOWN_LIMIT_S, LAG_MAX_LIMIT_S, LAG_P99_LIMIT_S
+from measurement.summary import DOWN_LIMIT_S, LAG_MAX_LIMIT_S, LAG_P99_LIMIT_S
 from tests.helpers import default_profile
 from utils import PROJECT_ROOT
 
@@ -260,7 +260,7 @@ MESSAGES = (
 @pytest.mark.parametrize("message", MESSAGES)
 def test_messages_to_look_for_are_those_of_the_programs(message):
     assert message in TEXT
-    programs = [PROJECT_ROOT / name for name in ("run_figures.py", "node_discovery.py", "kubernetes_api.py")]
+    programs = [PROJECT_ROOT / name for name in ("measurement/summary.py", "cluster/discovery.py", "cluster/kubernetes_api.py")]
     source = "".join(file.read_text(encoding="utf-8") for file in (*programs, *(PROJECT_ROOT / "docker").rglob("*.py")))
     assert message.removeprefix("models.yaml: ") in source
 

@@ -11,9 +11,9 @@ from contextlib import ExitStack, contextmanager, suppress
 import pytest
 
 import inference_request
-import node_health
+from cluster import node_health
+from cluster.http_client import IMAGE, NodeClient, NodeFault, NodeFull, NodeUnreachable, RequestRefused
 from inference_request import WORKERS, HttpCluster, placeholders, require_worker_urls
-from node_client import IMAGE, NodeClient, NodeFault, NodeFull, NodeUnreachable, RequestRefused
 from task import Decision, Outcome, TaskResult
 from tests.helpers import (
     DEVICE,

@@ -18,10 +18,10 @@ import pytest
 from rich.console import Console
 
 import main_pregenerated
-from comparison.repeats import METRICS, Repeats
-from console import Progress, print_repeats, print_summary
+from experiment import WallClock, choose_cluster
 from inference_request import WORKERS
-from main_pregenerated import WallClock, _power_poller, choose_cluster, main, parse_options, say_power_metrics
+from main_pregenerated import _power_poller, main, parse_options, say_power_metrics
+from measurement.repeats import METRICS, Repeats
 from metric_collector import DEVICE_COLUMNS, RESULT_COLUMNS, RunFolder, decision_columns
 from prometheus_collector import PrometheusCollector
 from scenario import build_scenario
@@ -29,6 +29,7 @@ from settings import PowerMetrics, load_settings
 from slo_monitor import VIOLATION_COLUMNS
 from task import PowerSample
 from task_generator import save_trace, scenario_sha256
+from terminal.run_summary import Progress, print_repeats, print_summary
 from tests.helpers import Reply, default_profile, default_settings, scripted_server
 from utils import PROJECT_ROOT, HarnessError, UsageError
 
@@ -489,7 +490,7 @@ def test_energy_of_real_workers_is_taken_against_the_idle_power_measured_before_
 def test_display_that_dies_stops_the_run_and_is_named(monkeypatch):
     stopped: queue.Queue[HarnessError] = queue.Queue()
     cluster: Any = SimpleNamespace(stop=stopped.put, now_s=lambda: 1.0)
-    monkeypatch.setattr("console._PLAIN_REFRESH_S", 0.001)
+    monkeypatch.setattr("terminal.run_summary._PLAIN_REFRESH_S", 0.001)
     nothing: Any = SimpleNamespace()
     with Progress(Console(file=StringIO()), cluster, nothing, nothing, default_settings()):
         text = str(stopped.get(timeout=10))

@@ -8,7 +8,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from node_discovery import DEFAULT_PORT, LABEL_SELECTOR, LABELS, NAMESPACE
+from cluster.discovery import DEFAULT_PORT, LABEL_SELECTOR, LABELS, NAMESPACE
 from tests.helpers import default_profile
 from utils import PROJECT_ROOT
 

@@ -9,6 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from measurement.summary import (
+    RunFacts,
+    energy_invalid_reasons,
+    energy_summary,
+    invalid_reasons,
+    jain_index,
+    none_up_s,
+    percentiles,
+)
 from metric_collector import (
     DEVICE_COLUMNS,
     RESULT_COLUMNS,
@@ -17,7 +26,6 @@ from metric_collector import (
     decision_columns,
 )
 from mobility.mobility_manager import MobilityManager
-from run_figures import RunFacts, energy_invalid_reasons, energy_summary, invalid_reasons, jain_index, none_up_s, percentiles
 from task import Decision, Device, NodeEnergy, Outcome, TaskResult
 from tests.helpers import DEVICE, default_settings, make_task, small_profile
 

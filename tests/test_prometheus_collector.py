@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 import requests
 
-from energy import PowerRange
-from prometheus_collector import (
+from measurement.energy import PowerRange
+from measurement.power_sources import (
     ENERGY_METRIC,
     HOST_QUERIES,
     HOST_QUERY,
     POWER_METRIC,
     NodeMetricsSource,
-    PrometheusCollector,
     PrometheusSource,
     require_url,
     samples_of,
 )
+from prometheus_collector import PrometheusCollector
 from settings import PowerMetrics
 from task import PowerSample
 from tests.helpers import Reply, eventually, scripted_server
@@ -235,7 +235,7 @@ def test_clock_is_judged_by_what_whole_seconds_and_the_time_of_the_answer_leave_
     elapsed = property(lambda response: timedelta(seconds=took_s), lambda response, measured: None)
     monkeypatch.setattr(requests.Response, "elapsed", elapsed, raising=False)
     date = datetime.fromtimestamp(1e9, UTC) + timedelta(seconds=said_s)
-    monkeypatch.setattr("prometheus_collector.parsedate_to_datetime", lambda text: date)
+    monkeypatch.setattr("measurement.power_sources.parsedate_to_datetime", lambda text: date)
     with scripted_server(lambda asked: matrix()) as server:
         PrometheusSource(server.url, ["coral1"], 10.0).read()
     assert ("the clock of Prometheus" in caplog.text) == warns

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from cluster.simulated import ignored_settings
 from main_pregenerated import main
 from report import write_run_report
 from scenario import Replay, Scenario, build_scenario, meta_path, save_scenario
 from settings import load_settings
-from simulated_cluster import ignored_settings
 from task_generator import load_trace, scenario_sha256
 from tests.helpers import default_settings
 from utils import PROJECT_ROOT, HarnessError, UsageError

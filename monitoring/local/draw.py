@@ -19,10 +19,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from command_line import OptionParser, exit_status, positive, seconds
+from measurement.power_sources import require_url
 from monitoring.local.panels import DASHBOARDS, Panel, filled_in, legend_of, read_panels
-from prometheus_collector import require_url
 from reporting.style import COLOURS, FAINT, styled
+from terminal.options import OptionParser, exit_status, positive, seconds
 from utils import PROJECT_ROOT, HarnessError
 
 PROGRAM = "draw.py"

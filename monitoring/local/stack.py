@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 import urllib3
 
-from command_line import EXIT_INTERRUPTED, OptionParser, StopSignal, stoppable
-from harness_metrics import remove_targets_of_the_dead
+from measurement.live_metrics import remove_targets_of_the_dead
+from terminal.options import EXIT_INTERRUPTED, OptionParser, StopSignal, stoppable
 from utils import PROJECT_ROOT, HarnessError, Interrupted, UsageError
 
 PROGRAM = "monitor"

@@ -64,7 +64,7 @@ THREE = {
 
 @dataclass
 class PricedBound:
-    """A clairvoyant bound as bounds.py makes them."""
+    """A clairvoyant bound as comparison/bounds.py makes them."""
 
     tasks: int
     misses: int

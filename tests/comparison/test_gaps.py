@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comparison.gaps import FRONTIER_COLUMNS, GAP_COLUMNS, frontier, gaps
-from comparison.intervals import t_interval
+from measurement.intervals import t_interval
 from utils import HarnessError
 
 from .figures import BOUNDS, THREE, PricedBound, cells

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comparison import tables
-from comparison.intervals import holm, holm_differences, paired_difference, t_interval
 from comparison.tables import pareto_front
+from measurement.intervals import holm, holm_differences, paired_difference, t_interval
 from utils import HarnessError
 
 from .figures import ABOVE, BELOW, THREE, cells, limits, row

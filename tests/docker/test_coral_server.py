@@ -18,7 +18,7 @@ import yaml
 from urllib3.util import parse_url
 
 import main_pregenerated
-from node_client import Health, NodeClient
+from cluster.http_client import Health, NodeClient
 from settings import load_settings
 from tests.docker.environments import CORAL, clean_environment, find_python, not_found, run
 from tests.docker.servers import DOCKER, PATIENCE_S, Answer, Client

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from command_line import StopSignal
 from main_pregenerated import main
+from terminal.options import StopSignal
 
 
 @pytest.fixture

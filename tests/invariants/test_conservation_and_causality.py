@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from deadline_adapter import DeadlineAdapter
-from main_pregenerated import run_experiment
+from experiment import run_experiment
 from mobility.mobility_manager import MobilityManager
 from scheduler import SCHEDULERS, BaseScheduler, Node, create_scheduler
 from settings import Settings

@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from cluster.node_queue import Request
+from cluster.simulated import SimulatedCluster
 from deadline_adapter import DeadlineAdapter
-from main_pregenerated import run_experiment
+from experiment import run_experiment
 from mobility.mobility_manager import MobilityManager
-from node_queue import Request
 from scheduler import SCHEDULERS, BaseScheduler, Node, create_scheduler
 from settings import Settings
-from simulated_cluster import SimulatedCluster
 from task import Decision, TaskResult
 from task_generator import Trace, generate_trace
 from tests.helpers import DEVICE, FirstOffered, default_profile, default_settings, make_task, rng, small_profile, true_service_s

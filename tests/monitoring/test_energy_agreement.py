@@ -14,8 +14,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from benchmarks.power import above_idle_j, measure_agreement, total_j
-from harness_metrics import TARGETS_VARIABLE
-from prometheus_collector import ENERGY_METRIC, POWER_METRIC, PrometheusCollector, PrometheusSource
+from measurement.live_metrics import TARGETS_VARIABLE
+from measurement.power_sources import ENERGY_METRIC, POWER_METRIC, PrometheusSource
+from prometheus_collector import PrometheusCollector
 from tests.helpers import eventually
 from tests.monitoring.prometheus_process import PROMETHEUS, PrometheusProcess, exporter, free_port, process, program, prometheus
 from utils import PROJECT_ROOT

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from command_line import StopSignal
 from monitoring.local import stack as local_stack
 from monitoring.local.stack import RULES, configuration
+from terminal.options import StopSignal
 from tests.helpers import Reply, eventually, scripted_server
 from tests.monitoring.prometheus_process import (
     NODE_EXPORTER,

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from command_line import StopSignal
-from node_client import Answer, NodeClient, NodeFault, NodeFull, NodeUnreachable, RequestRefused
+from cluster.http_client import Answer, NodeClient, NodeFault, NodeFull, NodeUnreachable, RequestRefused
 from node_profiling import meter
 from node_profiling.meter import NodeMeter, NodeRecord, Sample, Spread, cv_by_accelerator, planned_requests, pooled_cv, spread_of
+from terminal.options import StopSignal
 from tests.helpers import small_profile
 from utils import HarnessError, Interrupted
 

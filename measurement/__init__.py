@@ -1,0 +1,1 @@
+"""What a run is measured by: its tasks, its energy, its summary, and metrics while it runs."""
