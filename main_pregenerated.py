@@ -229,7 +229,8 @@ def _power_poller(
 ) -> PrometheusCollector:
     """A poller of a Prometheus server, or of the emulated nodes' own /metrics."""
     own, interval_s = settings.power, settings.power.poll_interval_s
-    ranges = {name: PowerRange(*profile.power_range_w(name, own.plausible_factor)) for name in names}
+    connections = settings.requests.connections_per_node
+    ranges = {name: PowerRange(*profile.power_range_w(name, own.plausible_factor, connections)) for name in names}
     poller = partial(
         PrometheusCollector, nodes=names, interval_s=interval_s, delay_s=own.power_delay_s, power_ranges=ranges, stopping=stopping
     )

@@ -162,13 +162,13 @@ class PerformanceProfile(StrictModel):
         """Mean energy above idle that the request overhead takes on `node`, joules."""
         return self.nodes[node].overhead_w * self.overhead_s(node)
 
-    def power_range_w(self, node: str, factor: float) -> tuple[float, float]:
+    def power_range_w(self, node: str, factor: float, connections: int) -> tuple[float, float]:
         """Least and most power that `node` can draw, watts: its idle power over `factor`, its busy power times `factor`.
 
-        The power of request overheads belongs to the busy one.
+        To the busy one belongs the power of as many request overheads at once as the node has connections.
         """
         figures = self.nodes[node]
-        return figures.idle_w / factor, (figures.busy_w + figures.overhead_w) * factor
+        return figures.idle_w / factor, (figures.busy_w + figures.overhead_w * connections) * factor
 
     def sigma(self, node: str) -> float:
         """Shape of the log-normal service time of `node`: σ² = ln(1 + cv²)."""

@@ -14,6 +14,7 @@ from cluster.simulated import Accelerator, SimulatedCluster
 from deadline_adapter import DeadlineAdapter
 from experiment import run_experiment
 from main_pregenerated import main
+from measurement.energy import PowerRange
 from metric_collector import MetricCollector
 from mobility.mobility_manager import MobilityManager
 from scheduler import SCHEDULERS, create_scheduler
@@ -116,6 +117,20 @@ def test_host_draws_overhead_power_for_each_request_that_it_receives_or_answers(
     assert drawn == pytest.approx({0.05: 0.15, 0.1: 0.3, 0.5: 1.5, 0.55: 1.725, 1.0: 3.0, 2.0: 3.0})
     assert cluster._samples["coral1"].power_w == pytest.approx(2.0)
     assert cluster.nodes[0].fill(make_task(), 2.0, 0.0).energy_above_idle_j == pytest.approx(1.5)  # the same for each task
+
+
+def test_power_of_as_many_requests_as_a_node_has_connections_is_power_that_it_can_draw():
+    settings = default_settings(requests={"connections_per_node": 8}, power={"poll_interval_s": 0.1, "power_delay_s": 0.0})
+    profile = small_profile({"coral1": {"resnet50": 1.0}}, overhead_ms=1000.0, idle_w=2.0, busy_w=5.0, overhead_w=1.5)
+    cluster = SimulatedCluster(profile, ["coral1"], settings, FirstOffered(settings, rng()), lambda result: None)
+    with cluster:
+        for task_id in range(8):
+            cluster.place(make_task(task_id, 0.0), DEVICE, 0.0)
+        cluster.advance_to(0.2)
+    sample = cluster._samples["coral1"]
+    assert sample.power_w == pytest.approx(2.0 + 8 * 1.5)
+    assert PowerRange(*profile.power_range_w("coral1", 1.0, connections=8)).includes(sample.power_w)
+    assert not PowerRange(*profile.power_range_w("coral1", 1.0, connections=2)).includes(sample.power_w)
 
 
 @pytest.mark.parametrize("overhead_cv", [0.0, 0.5])
