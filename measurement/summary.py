@@ -27,6 +27,8 @@ WAKE_P99_LIMIT_S = 5e-3
 DOWN_LIMIT_S = 5.0
 NONE_UP_LIMIT_S = 1.0
 LOST_LIMIT = 0.01
+BUSY_EXCESS, BUSY_EXCESS_S = 0.05, 1.0
+"""How much more than the window, as a share and in seconds, a counter of busy time may make by the times of its samples."""
 CHANCE_LIMIT = 0.001
 UNCOVERED_LIMIT = 0.05
 
@@ -167,22 +169,34 @@ def busy_s(facts: RunFacts, told_s: Mapping[str, float]) -> dict[str, float]:
         facts: of the run.
         told_s: sum of the inference times of all answers, by node.
     """
+    counted_s = _believed_counters_s(facts)
     return {
-        node: max(in_answers_s, facts.counted_busy_s[node])
-        if node in facts.counted_busy_s
-        else in_answers_s + facts.untold_busy_s.get(node, 0.0)
+        node: max(in_answers_s, counted_s[node]) if node in counted_s else in_answers_s + facts.untold_busy_s.get(node, 0.0)
         for node, in_answers_s in told_s.items()
     }
 
 
+def _believed_counters_s(facts: RunFacts) -> dict[str, float]:
+    """What the servers' counters say, without those by which an accelerator was busy for longer than the window."""
+    most_s = facts.window_s + max(BUSY_EXCESS_S, BUSY_EXCESS * facts.window_s)
+    return {node: counted_s for node, counted_s in facts.counted_busy_s.items() if counted_s <= most_s}
+
+
 def busy_estimated(facts: RunFacts) -> list[str]:
     """The nodes whose busy time is an estimate, because of requests that were given up and are in no counter."""
-    return [node for node, number in facts.abandoned.items() if number and node not in facts.counted_busy_s]
+    counted_s = _believed_counters_s(facts)
+    return [node for node, number in facts.abandoned.items() if number and node not in counted_s]
 
 
 def busy_warnings(facts: RunFacts) -> list[str]:
-    """What a reader must know of busy times that are estimates."""
+    """What a reader must know of busy times that are estimates, and of counters that are not believed."""
+    counted_s = _believed_counters_s(facts)
     return [
+        f"busy time of {node}: a counter of its server makes {wrong_s:.4g} s of {facts.window_s:.4g} s, which cannot be: "
+        "what its answers say is taken instead"
+        for node, wrong_s in facts.counted_busy_s.items()
+        if node not in counted_s
+    ] + [
         f"busy time of {node} is an estimate: {facts.abandoned[node]} requests to it were given up while it was computing them, "
         "and no counter of its server says how long that took; the profile's means stand in"
         for node in busy_estimated(facts)

@@ -358,6 +358,26 @@ def test_counter_never_takes_away_what_answers_tell_and_probes_are_no_estimate()
     assert summary["utilisation_estimated"] == [] == summary["warnings"]
 
 
+@pytest.mark.parametrize("counted_s", [12.0, 5000.0, 1e308])
+def test_counter_of_more_busy_time_than_there_was_is_not_believed_and_said(counted_s):
+    tasks = [answered(0, node="coral1", inference_s=2.0), answered(1, node="hailo1", inference_s=3.0)]
+    counted = {"coral1": counted_s, "hailo1": 10.9}
+    facts = {
+        "window_s": 10.0,
+        "counted_busy_s": counted,
+        "untold_busy_s": {"coral1": 1.0},
+        "abandoned": {"coral1": 5, "hailo1": 2},
+    }
+    summary = summary_of(*tasks, **facts)
+    assert summary["utilisation"] == {"coral1": pytest.approx(0.3), "hailo1": pytest.approx(1.09)}
+    assert summary["utilisation_estimated"] == ["coral1"]
+    assert [line.partition(":")[0] for line in summary["warnings"]] == [
+        "busy time of coral1",
+        "busy time of coral1 is an estimate",
+    ]
+    assert f"a counter of its server makes {counted_s:.4g} s of 10 s" in summary["warnings"][0]
+
+
 KEYS_OF_THE_DESIGN = """experiment_id, started_at, finished_at, interrupted, valid, invalid_reasons, energy_valid, cluster,
 scheduler, seed, settings, scenario_sha256, git_commit, tasks, slo_compliance_rate, slo_compliance_rate_by_class,
 slo_violations_by_class, fixed_deadline_compliance_rate, base_deadline_compliance_rate, achievable_slo_rate, delivered_rate,
