@@ -66,10 +66,7 @@ class _Command:
     kind: str
     profile: PerformanceProfile
     workers: Mapping[str, str]
-
-    def say(self, line: str) -> None:
-        """Print a line as it stands."""
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+    say: Callable[[str], None]
 
 
 def run(options: argparse.Namespace, console: Console, stop: StopSignal) -> int:
@@ -108,7 +105,7 @@ def run(options: argparse.Namespace, console: Console, stop: StopSignal) -> int:
     for line in (notice, *scenario.warnings):
         if line:
             say(line)
-    command = _Command(options, console, stop, kind, profile, workers)
+    command = _Command(options, console, stop, kind, profile, workers, say)
     summaries: dict[Path, dict[str, Any]] = {}
     for seed_ in range(settings.seed, last_settings.seed + 1) if kind == "simulated" else [settings.seed] * options.repeat:
         if seed_ != settings.seed:
@@ -314,7 +311,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         type=count,
         default=1,
         metavar="N",
-        help="do the run N times: the same load each time, or, on the simulated cluster, seeds N, N + 1, … (1)",
+        help="do the run N times: the same load each time, or, on the simulated cluster, with the seeds that follow (1)",
     )
     parser.add_argument("--no-report", action="store_true", help="write no report.html")
     parser.add_argument("--quiet", action="store_true", help="no progress display")
